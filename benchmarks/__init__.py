@@ -1,0 +1,1 @@
+"""The protocols of robench, one TOML file each; see `robench.registry`."""

@@ -1,0 +1,61 @@
+"""Small operations on tensors and on records of tensors whose first axis is the slot.
+
+A record is a dataclass; its tensors and nested records change, anything else in it is kept.
+Not here: anything that knows what the tensors mean.
+"""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+R = TypeVar("R")
+
+
+def take(record: R, rows: Tensor) -> R:
+    """The given rows of every tensor, in the order given."""
+    return _combine([record], lambda parts: parts[0][rows])
+
+
+def put(record: R, rows: Tensor, other: R) -> R:
+    """A copy of `record` whose given rows are those of `other`, in order."""
+    return _combine([record, other], lambda parts: parts[0].index_copy(0, rows, parts[1]))
+
+
+def join(records: list[R]) -> R:
+    """Records of one type, one after the other along the first axis."""
+    return _combine(records, torch.cat)
+
+
+def _combine(records: list[R], change: Callable[[list[Tensor]], Tensor]) -> R:
+    first = records[0]
+    if isinstance(first, Tensor):
+        return change(records)  # type: ignore[arg-type, return-value]  # R is Tensor here
+    if not is_dataclass(first):
+        return first
+    changes: dict[str, Any] = {
+        field.name: _combine([getattr(record, field.name) for record in records], change) for field in fields(first)
+    }
+    return type(first)(**changes)  # type: ignore[return-value]  # a dataclass of the same type
+
+
+def pad_rows(images: Tensor, rows: int) -> Tensor:
+    """`images` with its last row repeated until there are at least `rows`."""
+    missing = rows - len(images)
+    return images if missing <= 0 else torch.cat([images, images[-1:].expand(missing, *images.shape[1:])])
+
+
+def state_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes, in the order of the names.
+
+    It survives another file format or key order, so a renamed copy of a model is recognised.
+    """
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,8 @@
+"""Attacks by name. An attack is one file, one line here, and one row in the table of laws."""
+
+from typing import Any
+
+from robench.attacks.pgd import PGD
+
+CATALOGUE: dict[str, type[Any]] = {"pgd": PGD}
+"""Attack class by `kind` in a protocol; its fields are the protocol's keys."""

@@ -1,0 +1,498 @@
+"""The one loop between attacks and a model.
+
+The driver keeps the slots of a batch full (a slot that ends takes the next example, across shard
+borders), measures budgets, judges success, has every success confirmed by the user's own model, and
+goes on with half the slots when memory runs out. A cascade is a list of stages: each has a pool of
+slots, survivors queue for the next one, and the deepest full pool runs first, so that an example's
+outcome is final as soon as it is known and memory stays bounded.
+
+Not here: any attack, protocols, files, and progress bars.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.arrays import join, put, take
+from robench.attacks.interface import Answer, Attack, Examples, Query
+from robench.budgets import TOLERANCE, Budget
+from robench.classifier import Classifier, rounded
+from robench.errors import BudgetError, ModelError, complaint
+from robench.losses import margin
+from robench.randomness import Draws
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An attack and how its iterates are scored.
+
+    Attributes:
+      attack: the attack.
+      read_off: None scores any iterate: the first confirmed adversarial image ends the example. Steps
+        score the iterates at these steps alone, and the attack always runs to its end.
+    """
+
+    attack: Attack
+    read_off: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example as a source yields it: image float32 in [0, 1], shape (3, H, W)."""
+
+    index: int
+    id: str
+    label: int
+    image: Tensor
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of one example. Margins are logit differences, 3 significant digits.
+
+    Attributes:
+      index, id, label: of the example.
+      clean_prediction, clean_margin: on the clean image.
+      attacked_prediction, attacked_margin: on the confirmed adversarial image; where there is none, the
+        label and the lowest margin met (under `read_off`: the margin at the last step read off).
+      fooled_at: step of the confirmed success, or the steps read off at which the image fooled.
+      stage: name of the attack that fooled it, else "".
+      unconfirmed: claims that the user's own model denied.
+      error: why the example has no outcome, else "".
+    """
+
+    index: int
+    id: str
+    label: int
+    clean_prediction: int
+    clean_margin: float
+    attacked_prediction: int
+    attacked_margin: float
+    fooled_at: tuple[int, ...] = ()
+    stage: str = ""
+    unconfirmed: int = 0
+    error: str = ""
+
+
+@dataclass
+class _Record:
+    """An example on its way through the stages."""
+
+    example: Example
+    logits: Tensor
+    prediction: int
+    clean_margin: float
+    attacked_prediction: int
+    attacked_margin: float = float("inf")
+    fooled_at: list[int] = field(default_factory=list)
+    stage: str = ""
+    unconfirmed: int = 0
+    open_claims: int = 0
+    done: bool = False
+    error: str = ""
+
+    def finished(self) -> Finished:
+        example = self.example
+        return Finished(
+            index=example.index,
+            id=example.id,
+            label=example.label,
+            clean_prediction=self.prediction,
+            clean_margin=rounded(self.clean_margin),
+            attacked_prediction=self.attacked_prediction,
+            attacked_margin=rounded(self.attacked_margin),
+            fooled_at=tuple(sorted(self.fooled_at)),
+            stage=self.stage,
+            unconfirmed=self.unconfirmed,
+            error=self.error,
+        )
+
+
+@dataclass(frozen=True)
+class _Slots:
+    """The state of the attack and the margin to report, slot by slot."""
+
+    state: Any
+    margin: Tensor
+
+
+@dataclass
+class _Pool:
+    """The slots of one stage, and the records that wait for one."""
+
+    stage: Stage
+    slots: _Slots | None = None
+    records: list[_Record | None] = field(default_factory=list)
+    waiting: deque[tuple[_Record, _Slots | None]] = field(default_factory=deque)
+
+    @property
+    def work(self) -> int:
+        """Records in slots or waiting."""
+        return sum(record is not None for record in self.records) + len(self.waiting)
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """An image said to fool, until the user's own model has confirmed or denied it."""
+
+    record: _Record
+    image: Tensor
+    step: int
+    depth: int
+    parked: _Slots | None
+
+
+def drive(
+    stages: Sequence[Stage],
+    classifier: Classifier,
+    source: Iterable[Example],
+    *,
+    budget: Budget,
+    seed: int = 0,
+    slots: int = 32,
+    confirm: Classifier | None = None,
+    on_event: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
+) -> Iterator[Finished]:
+    """Attack every example of a source; yield each as soon as its outcome is final, in no fixed order.
+
+    Args:
+      stages: the cascade; none only classifies the clean images.
+      classifier: the model that attacks look at.
+      source: examples, read only as slots come free.
+      budget: what the attacks may change.
+      seed: of the examples' random numbers.
+      slots: examples attacked at a time.
+      confirm: the user's own, unmodified model; by default `classifier`.
+      on_event: told of what the record of a run should keep, such as `slots halved`.
+    Raises:
+      BudgetError: an attack left its budget.
+      ModelError: one image alone does not fit into memory.
+    """
+    driver = _Driver(stages, classifier, confirm or classifier, budget, seed, slots, on_event)
+    with classifier.frozen():
+        yield from driver.run(iter(source))
+
+
+class _Driver:
+    """The loop and what it holds; see `drive`."""
+
+    def __init__(
+        self,
+        stages: Sequence[Stage],
+        classifier: Classifier,
+        confirm: Classifier,
+        budget: Budget,
+        seed: int,
+        slots: int,
+        on_event: Callable[[str, dict[str, Any]], None],
+    ) -> None:
+        if any(stage.read_off is not None for stage in stages) and len(stages) > 1:
+            raise ValueError("steps can be read off a single stage only")
+        self.classifier, self.confirm, self.budget = classifier, confirm, budget
+        self.seed, self.slots, self.on_event = seed, slots, on_event
+        self.pools = [_Pool(stage) for stage in stages]
+        self.claims: list[_Claim] = []
+        self.ready: deque[Finished] = deque()
+        self.exhausted = False
+
+    def run(self, source: Iterator[Example]) -> Iterator[Finished]:
+        while True:
+            depth = self._next_depth()
+            if depth is not None:
+                self._advance(depth)
+            elif not self.exhausted:
+                self._admit(source)
+            elif self.claims:
+                self._settle()
+            else:
+                yield from self.ready
+                return
+            while self.ready:
+                yield self.ready.popleft()
+
+    def _next_depth(self) -> int | None:
+        """The deepest pool that can fill its slots; at the end, the shallowest that has work."""
+        for depth in reversed(range(len(self.pools))):
+            if self.pools[depth].work >= self.slots:
+                return depth
+        if self.exhausted:
+            return next((depth for depth, pool in enumerate(self.pools) if pool.work), None)
+        return None
+
+    def _admit(self, source: Iterator[Example]) -> None:
+        """Read the next batch, classify it clean, and queue what the model gets right."""
+        batch: list[Example] = []
+        for example in source:
+            batch.append(example)
+            if len(batch) == self.slots:
+                break
+        self.exhausted = len(batch) < self.slots
+        if not batch:
+            return
+        device = self.classifier.device
+        images = torch.stack([example.image for example in batch]).to(device)
+        labels = torch.tensor([example.label for example in batch], device=device)
+        logits = self._in_parts(self.classifier.logits, images)
+        predictions, margins = logits.argmax(dim=1).tolist(), margin(logits, labels).tolist()
+        finite = logits.isfinite().all(dim=1).tolist()
+        for row, example in enumerate(batch):
+            record = _Record(example, logits[row], predictions[row], margins[row], predictions[row], margins[row])
+            if not finite[row]:
+                record.error = "the logits of the clean image are not finite"
+                record.clean_margin = record.attacked_margin = 0.0
+                self.ready.append(record.finished())
+            elif predictions[row] != example.label or not self.pools:
+                self.ready.append(record.finished())
+            else:
+                self.pools[0].waiting.append((record, None))
+
+    def _advance(self, depth: int) -> None:
+        """One ask and tell of one pool."""
+        pool = self.pools[depth]
+        self._fill(pool)
+        assert pool.slots is not None, "a pool with work has slots once it is filled"
+        query = pool.stage.attack.ask(pool.slots.state)
+        try:
+            answer, adversarial = self._look(pool, query)
+        except (RuntimeError, MemoryError) as error:
+            self._halve(pool, error)
+            return
+        fooled = self._judge(pool, query, answer, set(adversarial))
+        state = pool.stage.attack.tell(pool.slots.state, answer)
+        pool.slots = _Slots(state, self._margins(pool, query, answer))
+        self._collect(depth, fooled, adversarial, query)
+        if len(self.claims) >= self.confirm.minimum_rows:
+            self._settle()
+
+    def _fill(self, pool: _Pool) -> None:
+        """Put waiting records into free slots; drop half of the slots when they cannot be filled."""
+        free = [slot for slot, record in enumerate(pool.records) if record is None]
+        free += range(len(pool.records), self.slots)
+        if pool.waiting:
+            newcomers = [pool.waiting.popleft() for _ in range(min(len(free), len(pool.waiting)))]
+            incoming = join(
+                [parked if parked is not None else self._fresh(pool, record) for record, parked in newcomers]
+            )
+            self._seat(pool, free[: len(newcomers)], [record for record, _ in newcomers], incoming)
+        busy = [slot for slot, record in enumerate(pool.records) if record is not None]
+        half = max(len(pool.records) // 2, self.classifier.minimum_rows)
+        if len(busy) <= half < len(pool.records):
+            idle = [slot for slot, record in enumerate(pool.records) if record is None]
+            kept = busy + idle[: half - len(busy)]
+            self._keep(pool, kept)
+
+    def _seat(self, pool: _Pool, seats: list[int], records: list[_Record], incoming: _Slots) -> None:
+        present = len(pool.records)
+        old = [row for row, slot in enumerate(seats) if slot < present]
+        new = [row for row, slot in enumerate(seats) if slot >= present]
+        device = self.classifier.device
+        if old:
+            rows = torch.tensor(old, device=device)
+            pool.slots = put(pool.slots, torch.tensor([seats[row] for row in old], device=device), take(incoming, rows))
+        if new:
+            added = take(incoming, torch.tensor(new, device=device))
+            pool.slots = added if pool.slots is None else join([pool.slots, added])
+            pool.records += [None] * len(new)
+        for row, slot in enumerate(seats):
+            pool.records[slot] = records[row]
+
+    def _fresh(self, pool: _Pool, record: _Record) -> _Slots:
+        """The slot of a record that enters a stage."""
+        example, device = record.example, self.classifier.device
+        examples = Examples(
+            images=example.image[None].to(device),
+            labels=torch.tensor([example.label], device=device),
+            logits=record.logits[None],
+        )
+        draws = Draws.of(self.seed, [example.id], device)
+        lowest = torch.tensor([record.attacked_margin], device=device)
+        return _Slots(pool.stage.attack.start(examples, self.budget, draws), lowest)
+
+    def _keep(self, pool: _Pool, kept: list[int]) -> None:
+        pool.slots = take(pool.slots, torch.tensor(kept, dtype=torch.int64, device=self.classifier.device))
+        pool.records = [pool.records[slot] for slot in kept]
+
+    def _look(self, pool: _Pool, query: Query) -> tuple[Answer, dict[int, tuple[int, Tensor]]]:
+        """Show the model the images of a query, at most `slots` at a time.
+
+        Returns the answer, and for each slot whose record was fooled the row and the image.
+        """
+        assert pool.slots is not None
+        clean, labels = pool.slots.state.examples.images, pool.slots.state.examples.labels
+        busy = torch.tensor([record is not None for record in pool.records], device=labels.device)
+        parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
+        adversarial: dict[int, tuple[int, Tensor]] = {}
+        for begin in range(0, len(query.rows), self.slots):
+            rows = slice(begin, begin + self.slots)
+            slots, images = query.rows[rows], query.render(rows)
+            parts.append(self._ask_model(query, slots, images))
+            logits = parts[-1][0]
+            counted = query.counts[rows] & busy[slots]
+            self._measure(images, clean[slots], counted, pool.stage.attack.name)
+            fooled = counted & logits.isfinite().all(dim=1) & (logits.argmax(dim=1) != labels[slots])
+            if pool.stage.read_off is not None:
+                fooled &= torch.isin(query.step[rows], torch.tensor(sorted(pool.stage.read_off), device=labels.device))
+            for row in fooled.nonzero()[:, 0].tolist():
+                adversarial.setdefault(int(slots[row]), (begin + row, images[row]))
+        logits = torch.cat([part[0] for part in parts])
+        if query.objective is None:
+            return Answer(logits, None, None), adversarial
+        values, gradients = [part[1] for part in parts], [part[2] for part in parts]
+        return Answer(logits, torch.cat(values), torch.cat(gradients)), adversarial  # type: ignore[arg-type]  # no None here
+
+    def _ask_model(self, query: Query, slots: Tensor, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        objective = query.objective
+        if objective is None:
+            return self.classifier.logits(images), None, None
+        return self.classifier.gradient(images, lambda logits: objective(logits, slots))
+
+    def _measure(self, images: Tensor, clean: Tensor, counted: Tensor, attack: str) -> None:
+        """Law 1: images that count lie inside the budget."""
+        excess = self.budget.excess(images, clean)
+        worst = float(torch.where(counted, excess, -torch.inf).max())
+        if not worst <= TOLERANCE:
+            raise BudgetError(
+                complaint(
+                    attack,
+                    "image",
+                    f"{worst:.3g} outside its budget",
+                    f"at most {TOLERANCE:g}",
+                    "This is an error of the attack, not of the model: please report it.",
+                )
+            )
+
+    def _judge(self, pool: _Pool, query: Query, answer: Answer, fooled: set[int]) -> set[int]:
+        """Which slots were fooled; a slot whose logits are no numbers is errored instead."""
+        broken = ~answer.logits.isfinite().all(dim=1)
+        if bool(broken.any()):
+            for row in broken.nonzero()[:, 0].tolist():
+                slot = int(query.rows[row])
+                record = pool.records[slot]
+                if record is not None:
+                    record.error = (
+                        f"the logits are not finite at step {int(query.step[row])} of {pool.stage.attack.name}"
+                    )
+                    fooled.discard(slot)
+        return fooled
+
+    def _margins(self, pool: _Pool, query: Query, answer: Answer) -> Tensor:
+        """The margin to report: the lowest met, or the one at the last step read off."""
+        assert pool.slots is not None
+        labels = pool.slots.state.examples.labels[query.rows]
+        met = torch.where(query.counts, margin(answer.logits, labels), torch.inf)
+        if pool.stage.read_off is None:
+            return pool.slots.margin.scatter_reduce(0, query.rows, met, "amin")
+        read = torch.isin(query.step, torch.tensor(sorted(pool.stage.read_off), device=met.device)) & query.counts
+        return pool.slots.margin.index_copy(0, query.rows, torch.where(read, met, pool.slots.margin[query.rows]))
+
+    def _collect(self, depth: int, fooled: set[int], adversarial: dict[int, tuple[int, Tensor]], query: Query) -> None:
+        """Move on what was fooled, errored or done, and free its slot."""
+        pool = self.pools[depth]
+        assert pool.slots is not None
+        done = pool.slots.state.done.tolist()
+        for slot, record in enumerate(pool.records):
+            if record is None:
+                continue
+            if slot in fooled:
+                row, image = adversarial[slot]
+                ends = pool.stage.read_off is None
+                parked = take(pool.slots, torch.tensor([slot], device=image.device)) if ends else None
+                record.open_claims += 1
+                self.claims.append(_Claim(record, image.clone(), int(query.step[row]), depth, parked))
+                if ends:
+                    pool.records[slot] = None
+                    continue
+            if record.error or done[slot]:
+                record.done = True
+                record.attacked_margin = float(pool.slots.margin[slot])
+                pool.records[slot] = None
+                self._pass_on(record, depth)
+
+    def _settle(self) -> None:
+        """Ask the user's own model about every open claim."""
+        claims, self.claims = self.claims, []
+        logits = self._in_parts(self.confirm.logits, torch.stack([claim.image for claim in claims]))
+        labels = torch.tensor([claim.record.example.label for claim in claims], device=logits.device)
+        predictions, margins = logits.argmax(dim=1).tolist(), margin(logits, labels).tolist()
+        finite = logits.isfinite().all(dim=1).tolist()
+        for row, claim in enumerate(claims):
+            record, pool = claim.record, self.pools[claim.depth]
+            record.open_claims -= 1
+            if finite[row] and predictions[row] != record.example.label:
+                record.fooled_at.append(claim.step)
+                record.stage = pool.stage.attack.name
+                if claim.parked is not None or claim.step == max(pool.stage.read_off or {claim.step}):
+                    record.attacked_prediction, record.attacked_margin = predictions[row], margins[row]
+                record.done |= claim.parked is not None
+                self._pass_on(record, claim.depth)
+                continue
+            record.unconfirmed += 1
+            if claim.parked is None:
+                self._pass_on(record, claim.depth)
+            elif bool(claim.parked.state.done[0]):
+                record.done, record.attacked_margin = True, float(claim.parked.margin[0])
+                self._pass_on(record, claim.depth)
+            else:
+                pool.waiting.appendleft((record, claim.parked))
+
+    def _pass_on(self, record: _Record, depth: int) -> None:
+        """Send a record whose stage is over and whose claims are settled to the next stage, or out."""
+        if not record.done or record.open_claims:
+            return
+        if record.error or record.fooled_at or depth + 1 == len(self.pools):
+            self.ready.append(record.finished())
+        else:
+            record.done = False
+            self.pools[depth + 1].waiting.append((record, None))
+
+    def _in_parts(self, look: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Logits of any number of images, `slots` at a time, with fewer slots where memory runs out."""
+        parts: list[Tensor] = []
+        done = 0
+        while done < len(images):
+            try:
+                parts.append(look(images[done : done + self.slots]))
+                done += len(parts[-1])
+            except (RuntimeError, MemoryError) as error:
+                self._halve(None, error)
+        return torch.cat(parts)
+
+    def _halve(self, pool: _Pool | None, error: Exception) -> None:
+        """Go on with half the slots if memory ran out; any other error goes on its way."""
+        if not _out_of_memory(error):
+            raise error
+        if self.slots == 1:
+            advice = "Use a machine or device with more memory, or a smaller model."
+            message = complaint(self.classifier.name, "memory", "too small for one image", "room for one pass", advice)
+            raise ModelError(message) from error
+        self.slots //= 2
+        for model in (self.classifier, self.confirm):
+            model.minimum_rows = min(model.minimum_rows, self.slots)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.on_event("slots halved", {"slots": self.slots})
+        for crowded in self.pools:
+            self._park_beyond(crowded)
+
+    def _park_beyond(self, pool: _Pool) -> None:
+        """Send the records in slots that are no more back to the head of the queue, states included."""
+        if len(pool.records) <= self.slots:
+            return
+        for slot in reversed(range(self.slots, len(pool.records))):
+            record = pool.records[slot]
+            if record is not None:
+                row = torch.tensor([slot], device=self.classifier.device)
+                pool.waiting.appendleft((record, take(pool.slots, row)))
+        self._keep(pool, list(range(self.slots)))
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(
+        words in str(error) for words in ("out of memory", "can't allocate memory")
+    )

@@ -1,0 +1,123 @@
+"""What an attack may change: balls around the clean image, always inside [0, 1].
+
+A budget is a value that is passed in; there is no attack class per norm. The geometry an attack
+needs (a random point, the steepest step, the nearest point, the distance) stands here once.
+
+Not here: radii of protocols (`benchmarks/`), and patches' textures.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+from robench.errors import BudgetError, complaint
+from robench.randomness import RandomSource
+
+TOLERANCE = 1e-6
+"""How far outside its budget an image may lie through rounding, in units of the image."""
+
+
+class Budget(Protocol):
+    """A set of allowed images around each clean image.
+
+    Images are float32 in [0, 1], shape (N, 3, H, W). Distances and radii are in units of the image
+    (4/255, not 4).
+    """
+
+    @property
+    def epsilon(self) -> float:
+        """Radius of the budget, in units of the image."""
+        ...
+
+    def random_point(self, clean: Tensor, draws: RandomSource, stream: str) -> Tensor:
+        """A point drawn uniformly from the ball and clipped to [0, 1]."""
+        ...
+
+    def step(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+        """Move by `step_size` in the direction in which the objective rises fastest under the norm."""
+        ...
+
+    def project(self, images: Tensor, clean: Tensor) -> Tensor:
+        """The nearest allowed images."""
+        ...
+
+    def excess(self, images: Tensor, clean: Tensor) -> Tensor:
+        """By how much each image breaks the budget or [0, 1]; zero or less when allowed; shape (N,)."""
+        ...
+
+
+def _outside_box(images: Tensor) -> Tensor:
+    flat = images.flatten(1)
+    return (-flat.amin(dim=1)).maximum(flat.amax(dim=1) - 1)
+
+
+def _checked_radius(where: str, epsilon: float) -> None:
+    if not (math.isfinite(epsilon) and epsilon >= 0):
+        raise BudgetError(complaint(where, "epsilon", epsilon, "a finite radius of at least 0 in units of the image"))
+
+
+@dataclass(frozen=True)
+class LinfBall:
+    """No value changes by more than epsilon."""
+
+    epsilon: float
+    """Radius in units of the image."""
+
+    def __post_init__(self) -> None:
+        _checked_radius("LinfBall", self.epsilon)
+
+    def random_point(self, clean: Tensor, draws: RandomSource, stream: str) -> Tensor:
+        noise = draws.uniform(stream, clean.shape[1:]) * 2 - 1
+        return (clean + self.epsilon * noise).clamp(0, 1)
+
+    def step(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+        return images + step_size * gradient.sign()
+
+    def project(self, images: Tensor, clean: Tensor) -> Tensor:
+        return images.clamp(clean - self.epsilon, clean + self.epsilon).clamp(0, 1)
+
+    def excess(self, images: Tensor, clean: Tensor) -> Tensor:
+        distance = (images - clean).abs().flatten(1).amax(dim=1)
+        return (distance - self.epsilon).maximum(_outside_box(images))
+
+
+@dataclass(frozen=True)
+class L2Ball:
+    """The Euclidean length of the change is at most epsilon."""
+
+    epsilon: float
+    """Radius in units of the image, over all its values together."""
+
+    def __post_init__(self) -> None:
+        _checked_radius("L2Ball", self.epsilon)
+
+    def random_point(self, clean: Tensor, draws: RandomSource, stream: str) -> Tensor:
+        size = math.prod(clean.shape[1:])
+        direction = draws.normal(stream, clean.shape[1:])
+        share = draws.uniform(f"{stream}/radius", (1, 1, 1)) ** (1 / size)
+        return (clean + self.epsilon * share * direction / _length(direction)).clamp(0, 1)
+
+    def step(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+        return images + step_size * gradient / _length(gradient)
+
+    def project(self, images: Tensor, clean: Tensor) -> Tensor:
+        # The ball is convex and holds the clean image, and clipping moves every value towards its
+        # clean one: so clipping after scaling never leaves the ball.
+        change = images - clean
+        scale = (self.epsilon / _length(change)).clamp(max=1)
+        return (clean + scale * change).clamp(0, 1)
+
+    def excess(self, images: Tensor, clean: Tensor) -> Tensor:
+        distance = (images - clean).double().flatten(1).norm(dim=1).float()
+        return (distance - self.epsilon).maximum(_outside_box(images))
+
+
+def _length(images: Tensor) -> Tensor:
+    """Euclidean length of each image, never zero, shape (N, 1, 1, 1)."""
+    return images.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+
+
+BUDGETS = {"linf": LinfBall, "l2": L2Ball}
+"""Budget by the name of its norm in a protocol."""

@@ -1,0 +1,329 @@
+"""The model as attacks and drivers see it: float32 images in [0, 1] in, logits out, passes counted.
+
+`Classifier` wraps an `nn.Module`, any callable on tensors, a callable on NumPy arrays (a black box) or
+a foolbox model. `check` is the door: it looks at one batch of 16 before any real work, so that a
+mistake costs seconds. The model itself is never changed: its parameters are frozen only inside
+`frozen()`, and everything is put back.
+
+Not here: turning names into models (`robench.zoo`), and what is done with the answers.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from robench.arrays import pad_rows, state_digest
+from robench.errors import ModelError, complaint
+
+DOOR_ROWS = 16
+"""Images in the batch that is checked at the door."""
+MINIMUM_ROWS = 16
+"""Smaller batches are padded to this: below it CPU kernels change the last bits with the batch size."""
+
+
+@dataclass
+class Passes:
+    """How many images the model has seen, padding excluded."""
+
+    forward: int = 0
+    backward: int = 0
+
+
+class Classifier:
+    """A model behind the contract of robench.
+
+    Args:
+      model: an `nn.Module`, a callable on tensors, a callable on NumPy arrays, or a foolbox model. It
+        takes RGB images in [0, 1], shape (N, 3, H, W), and returns logits, shape (N, K).
+      name: what to call it in messages and results; by default the name of its class or function.
+      device: where images are sent; by default where its first parameter lies, else the CPU.
+    Raises:
+      ModelError: the model is not callable.
+    """
+
+    def __init__(self, model: Any, *, name: str | None = None, device: torch.device | str | None = None) -> None:
+        if not callable(model):
+            raise ModelError(complaint("Classifier", "model", type(model).__name__, "a callable that returns logits"))
+        self.model = model
+        self.module = model if isinstance(model, nn.Module) else None
+        self.name = name or getattr(model, "__name__", None) or type(model).__name__
+        self.passes = Passes()
+        self.minimum_rows = MINIMUM_ROWS
+        tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
+        self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
+        if device is not None and self.module is not None and tensors and tensors[0].device != torch.device(device):
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "device",
+                    f"`{device}` while its parameters are on `{tensors[0].device}`",
+                    "the same device",
+                    "Move the model there first; robench does not move a model it was handed.",
+                )
+            )
+        self.device = (
+            torch.device(device) if device is not None else tensors[0].device if tensors else torch.device("cpu")
+        )
+        bounds = getattr(model, "bounds", None)  # foolbox models name their range
+        self._low, self._high = (float(bounds[0]), float(bounds[1])) if bounds is not None else (0.0, 1.0)
+        self._speaks_numpy: bool | None = False if self.module is not None else None
+
+    @property
+    def black_box(self) -> bool:
+        """Whether the model answers in NumPy arrays, so that no gradient can be had."""
+        return bool(self._speaks_numpy)
+
+    def logits(self, images: Tensor) -> Tensor:
+        """Logits, float32, shape (N, K), without gradient.
+
+        Args:
+          images: float32 in [0, 1], shape (N, 3, H, W).
+        """
+        self.passes.forward += len(images)
+        with torch.no_grad():
+            return self._call(pad_rows(images, self.minimum_rows))[: len(images)].to(torch.float32)
+
+    def gradient(self, images: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, objective and its gradient with respect to each image.
+
+        Args:
+          images: float32 in [0, 1], shape (N, 3, H, W).
+          objective: logits (N, K) in the model's dtype -> values (N,).
+        Returns:
+          Logits (N, K), values (N,), gradients (N, 3, H, W), all float32 and detached.
+        Raises:
+          ModelError: the answer does not depend differentiably on the images.
+        """
+        self.passes.forward += len(images)
+        self.passes.backward += len(images)
+        leaf = pad_rows(images, self.minimum_rows).detach().to(self._dtype).requires_grad_()
+        with torch.enable_grad():
+            logits = self._call(leaf)[: len(images)]
+            if not logits.requires_grad:
+                raise ModelError(self._no_gradient())
+            values = objective(logits)
+            (gradient,) = torch.autograd.grad(values.sum(), leaf, allow_unused=True)
+        if gradient is None:
+            raise ModelError(self._no_gradient())
+        parts = logits.detach(), values.detach(), gradient[: len(images)]
+        return parts[0].to(torch.float32), parts[1].to(torch.float32), parts[2].to(torch.float32)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Switch the gradients of all parameters off, and put each back as it was."""
+        parameters = list(self.module.parameters()) if self.module is not None else []
+        wanted = [parameter.requires_grad for parameter in parameters]
+        for parameter in parameters:
+            parameter.requires_grad_(False)
+        try:
+            yield
+        finally:
+            for parameter, flag in zip(parameters, wanted, strict=True):
+                parameter.requires_grad_(flag)
+
+    def check(self, images: Tensor, *, classes: int, gradients: bool) -> list[str]:
+        """Look at one batch before any real work.
+
+        Args:
+          images: up to 16 clean images, float32 in [0, 1], shape (N, 3, H, W).
+          classes: how many logits the data set asks for.
+          gradients: whether the protocol needs gradients.
+        Returns:
+          Caveats: what is legal but suspicious, one sentence each.
+        Raises:
+          ModelError: the model breaks the contract; the message says what to do.
+        """
+        if self.module is not None:
+            self._check_mode(self.module)
+        batch = pad_rows(images.to(self.device), DOOR_ROWS)[:DOOR_ROWS]
+        first = self._first_answer(batch)
+        self._check_answer(first, classes)
+        self._check_steady(batch, first)
+        return self._check_gradient(batch) if gradients else []
+
+    def fingerprint(self, images: Tensor) -> list[tuple[int, float]]:
+        """What the model says to pinned images: best class and its logit to 4 digits, one pair each."""
+        logits = torch.cat([self.logits(chunk.to(self.device)) for chunk in images.split(32)])
+        best = logits.max(dim=1)
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return [(int(index), float(f"{value:.4g}")) for index, value in pairs]
+
+    def state_digest(self) -> str | None:
+        """SHA-256 of parameters and buffers; None for a bare callable."""
+        return state_digest(self.module.state_dict()) if self.module is not None else None
+
+    def parameter_count(self) -> int | None:
+        """Number of parameters; None for a bare callable."""
+        return sum(parameter.numel() for parameter in self.module.parameters()) if self.module is not None else None
+
+    def _call(self, images: Tensor) -> Any:
+        if self._low != 0 or self._high != 1:
+            images = images * (self._high - self._low) + self._low
+        if self._speaks_numpy:
+            answer = self.model(images.detach().cpu().numpy())
+            return torch.as_tensor(np.asarray(answer)).to(self.device)
+        return self.model(images.to(self._dtype))
+
+    def _first_answer(self, batch: Tensor) -> Tensor:
+        """The first answer of all, which also tells whether the callable speaks tensors or NumPy."""
+        refused: Exception | None = None
+        with torch.no_grad():
+            try:
+                answer = self._call(batch)
+                if self._speaks_numpy is None:
+                    self._speaks_numpy = not isinstance(answer, Tensor)
+            except Exception as error:
+                refused = error
+            if refused is not None and self._speaks_numpy is None:
+                try:
+                    self._speaks_numpy = True
+                    answer = self._call(batch)
+                    refused = None
+                except Exception:
+                    self._speaks_numpy = None
+            elif refused is None and self._speaks_numpy and isinstance(answer, np.ndarray):
+                answer = torch.as_tensor(answer).to(self.device)
+        if refused is not None:
+            summary = (str(refused).splitlines() or [""])[0][:200]
+            message = complaint(
+                self.name,
+                "model",
+                f"failing on a batch of shape {tuple(batch.shape)} with {type(refused).__name__}: {summary}",
+                "logits for any batch of float32 RGB images in [0, 1]",
+                f"Make `model(torch.rand({DOOR_ROWS}, 3, {batch.shape[2]}, {batch.shape[3]}))` work first.",
+            )
+            raise ModelError(message) from refused
+        if not isinstance(answer, Tensor):
+            raise ModelError(
+                complaint(
+                    self.name, "logits", type(answer).__name__, "one tensor of shape (N, K)", "Return the logits only."
+                )
+            )
+        return answer
+
+    def _check_mode(self, module: nn.Module) -> None:
+        training = next((name or type(module).__name__ for name, part in module.named_modules() if part.training), None)
+        if training is not None:
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "model",
+                    f"in train mode (`{training}`)",
+                    "eval mode, so that an answer depends on the image alone",
+                    "Call `model.eval()` first.",
+                )
+            )
+
+    def _check_answer(self, logits: Tensor, classes: int) -> None:
+        expected = f"shape ({DOOR_ROWS}, {classes})"
+        if logits.ndim != 2 or logits.shape[0] != DOOR_ROWS or logits.shape[1] != classes:
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "logits",
+                    f"of shape {tuple(logits.shape)}",
+                    expected,
+                    f"The data set has {classes} classes: return one logit for each.",
+                )
+            )
+        if not logits.is_floating_point():
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "logits",
+                    f"of type {logits.dtype}",
+                    "floating-point logits",
+                    "Return logits, not predicted classes.",
+                )
+            )
+        broken = int((~logits.isfinite()).any(dim=1).sum())
+        if broken:
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "logits",
+                    f"NaN or infinite for {broken} of {DOOR_ROWS} clean images",
+                    "finite logits",
+                    "Check the weights and the normalisation inside the model.",
+                )
+            )
+        rows = logits.double()
+        if bool((rows >= 0).all()) and bool(((rows.sum(dim=1) - 1).abs() < 1e-3).all()):
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "logits",
+                    "probabilities (non-negative, each row sums to 1)",
+                    "logits",
+                    "Remove the softmax, or return log-probabilities instead.",
+                )
+            )
+
+    def _check_steady(self, batch: Tensor, first: Tensor) -> None:
+        again, mirrored = self.logits(batch), self.logits(batch.flip(0)).flip(0)
+        first = first.to(torch.float32)
+        scale = max(1.0, float(first.abs().max()))
+        if float((again - first).abs().max()) > 1e-4 * scale:
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "model",
+                    "randomised: two passes over the same images differ",
+                    "the same answer every time",
+                    "The standard protocols would flatter or slander it: fix its random draws.",
+                )
+            )
+        if float((mirrored - first).abs().max()) > 1e-3 * scale:
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "model",
+                    "giving an image another answer when the batch is reordered",
+                    "an answer that depends on the image alone",
+                    "Is batch normalisation in train mode inside the callable? Call `.eval()` on it.",
+                )
+            )
+
+    def _check_gradient(self, batch: Tensor) -> list[str]:
+        if self.black_box:
+            raise ModelError(self._no_gradient())
+        with self.frozen():
+            _, _, gradient = self.gradient(batch, lambda logits: logits.logsumexp(dim=1) - logits.amax(dim=1))
+        flat = gradient.flatten(1)
+        if not bool(flat.isfinite().all()):
+            raise ModelError(
+                complaint(
+                    self.name,
+                    "gradient",
+                    "NaN or infinite at clean images",
+                    "finite gradients",
+                    "Look for square roots or divisions at 0 in the forward pass.",
+                )
+            )
+        silent = int((flat.abs().amax(dim=1) == 0).sum())
+        if silent:
+            return [
+                f"The gradient of the cross-entropy is exactly zero at {silent} of {DOOR_ROWS} clean images: "
+                "gradient attacks are blind there, and the robust accuracy may be far too high."
+            ]
+        return []
+
+    def _no_gradient(self) -> str:
+        return complaint(
+            self.name,
+            "model",
+            "without gradients: its output does not depend differentiably on the images",
+            "a differentiable callable on tensors for this protocol's attack",
+            "Keep the computation in torch (no NumPy, no `detach`), or choose a black-box protocol.",
+        )
+
+
+def rounded(value: float) -> float:
+    """A margin as outcomes store it: 3 significant digits."""
+    return float(f"{value:.3g}") if math.isfinite(value) else value

@@ -1,0 +1,33 @@
+"""The commands and how they fail."""
+
+import sys
+
+import typer
+
+from robench.cli.screen import err
+from robench.cli.train import train
+from robench.errors import RobenchError
+
+app = typer.Typer(
+    name="robench",
+    help="The robustness benchmark for image classifiers.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command()(train)
+
+
+@app.callback()
+def _robench() -> None:
+    pass
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except RobenchError as error:
+        err.print(f"error: {error}", style="red", markup=False)
+        sys.exit(2)

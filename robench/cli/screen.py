@@ -1,0 +1,33 @@
+"""What commands write: messages to stderr, results to stdout, bars only on a terminal."""
+
+import json
+import sys
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+out = Console(highlight=False, soft_wrap=True)
+"""Results; stays clean under `--json`."""
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+"""Progress, notices and errors."""
+
+
+def print_json(content: Any) -> None:
+    """One JSON document on stdout."""
+    sys.stdout.write(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def bar() -> Progress:
+    """A progress bar on stderr; silent when stderr is not a terminal."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=err,
+        disable=not err.is_terminal,
+    )

@@ -1,0 +1,133 @@
+"""Compares two runs on the same examples: a paired test, and non-inferiority within a margin.
+
+Not here: ranks over many models (`leaderboard`).
+"""
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from robench.errors import RunError, complaint
+from robench.result import Result, read_result, wilson
+from robench.runs import Run
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two models on the same examples under the same protocol.
+
+    Attributes:
+      both, only_a, only_b, neither: examples on which both, one or none is robust.
+      p_value: exact two-sided McNemar test of equal rates.
+      difference: rate of B minus rate of A.
+      interval: 95 % interval of the difference.
+    """
+
+    a: Result
+    b: Result
+    both: int
+    only_a: int
+    only_b: int
+    neither: int
+
+    @property
+    def total(self) -> int:
+        return self.both + self.only_a + self.only_b + self.neither
+
+    @property
+    def p_value(self) -> float:
+        return mcnemar(self.only_a, self.only_b)
+
+    @property
+    def difference(self) -> float:
+        return (self.only_b - self.only_a) / self.total
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return paired_difference_interval(self.both, self.only_a, self.only_b, self.neither)
+
+    def non_inferior(self, margin: float) -> bool:
+        """Whether B is shown to be at most `margin` points (of 100) worse than A, at the 2.5 % level."""
+        return self.interval[0] > -margin / 100
+
+
+def compare(run_a: Path, run_b: Path) -> Comparison:
+    """Compare two finished runs, example by example, at the headline of their protocol.
+
+    Raises:
+      RunError: a run is not finished, or the two differ in protocol or examples.
+    """
+    a, b = read_result(run_a), read_result(run_b)
+    where = f"compare {run_a} {run_b}"
+    if a.protocol.digest != b.protocol.digest:
+        names = [f"{run.protocol.id}@{run.protocol.version}" for run in (a, b)]
+        raise RunError(
+            complaint(where, "protocol", " and ".join(names), "one protocol", "Evaluate both under the same one.")
+        )
+    outcomes_a, outcomes_b = a.read_outcomes(), b.read_outcomes()
+    if [outcome.id for outcome in outcomes_a] != [outcome.id for outcome in outcomes_b]:
+        found = f"{len(outcomes_a)} and {len(outcomes_b)} examples that differ"
+        raise RunError(complaint(where, "ids", found, "the same examples", "Use the same data and `--limit`."))
+    step, scoring = _headline(run_a)
+    pairs = [
+        (first.robust_at(step, scoring), second.robust_at(step, scoring))
+        if step is not None
+        else (first.clean_correct, second.clean_correct)
+        for first, second in zip(outcomes_a, outcomes_b, strict=True)
+    ]
+    return Comparison(
+        a,
+        b,
+        both=pairs.count((True, True)),
+        only_a=pairs.count((True, False)),
+        only_b=pairs.count((False, True)),
+        neither=pairs.count((False, False)),
+    )
+
+
+def _headline(folder: Path) -> tuple[int | None, str]:
+    protocol = Run.open(folder).plan.parsed_protocol()
+    return (protocol.score.steps[-1] if protocol.score.steps else None), protocol.score.scoring
+
+
+def mcnemar(only_a: int, only_b: int) -> float:
+    """Exact two-sided McNemar test: p-value of a fair coin giving counts at least this uneven.
+
+    References:
+      McNemar 1947, "Note on the sampling error of the difference between correlated proportions".
+      Deviates: the exact binomial in place of the chi-square approximation.
+    """
+    total, fewer = only_a + only_b, min(only_a, only_b)
+    tail = sum(math.comb(total, count) for count in range(fewer + 1))
+    return min(1.0, 2 * tail / 2**total)
+
+
+def paired_difference_interval(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:
+    """95 % interval of (rate of B - rate of A) from paired counts.
+
+    Combines the Wilson intervals of the two rates, taking their correlation into account.
+
+    Returns:
+      Lower and upper bound, in [-1, 1].
+    References:
+      Newcombe 1998, "Improved confidence intervals for the difference between binomial proportions
+      based on paired data", method 10. Deviates: none.
+    """
+    total = both + only_a + only_b + neither
+    successes_a, successes_b = both + only_a, both + only_b
+    rate_a, rate_b = successes_a / total, successes_b / total
+    low_a, high_a = wilson(successes_a, total)
+    low_b, high_b = wilson(successes_b, total)
+    product = successes_a * (total - successes_a) * successes_b * (total - successes_b)
+    cross = both * neither - only_a * only_b
+    if cross > 0:
+        cross = max(cross - total / 2, 0)  # type: ignore[assignment]  # continuity correction gives a float
+    correlation = cross / math.sqrt(product) if product else 0.0
+    difference = rate_b - rate_a
+
+    def half(first: float, second: float) -> float:
+        return math.sqrt(max(0.0, first**2 - 2 * correlation * first * second + second**2))
+
+    low = difference - half(rate_b - low_b, high_a - rate_a)
+    high = difference + half(high_b - rate_b, rate_a - low_a)
+    return max(-1.0, low), min(1.0, high)

@@ -1,0 +1,65 @@
+"""What can go wrong, as one tree. No error is raised outside it for a mistake of the caller.
+
+RobenchError
+├── ProtocolError    a protocol is unknown, malformed or does not fit its attack
+├── ModelError       a model breaks the contract: shape, logits, mode, differentiability
+├── DataError        images, labels or ids are missing, unreadable or out of range
+├── BudgetError      an attacked image lies outside its budget, or a budget is malformed
+├── RunError         a run folder cannot be used: foreign, edited, unwritable
+├── SubmissionError  a submission cannot be accepted
+└── RecipeError      a training recipe is malformed or cannot be followed
+
+Every message has one form, which `complaint` builds:
+
+    <where>: `<argument>` is <value>; expected <constraint>. <What to do.>
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class RobenchError(Exception):
+    """Base of all errors that robench raises on purpose."""
+
+
+class ProtocolError(RobenchError):
+    """A protocol is unknown, malformed or does not fit its attack."""
+
+
+class ModelError(RobenchError):
+    """A model breaks the contract of `robench.classifier`."""
+
+
+class DataError(RobenchError):
+    """Images, labels or ids are missing, unreadable or out of range."""
+
+
+class BudgetError(RobenchError):
+    """An attacked image lies outside its budget, or a budget is malformed."""
+
+
+class RunError(RobenchError):
+    """A run folder cannot be used as it is."""
+
+
+class SubmissionError(RobenchError):
+    """A submission cannot be accepted."""
+
+
+class RecipeError(RobenchError):
+    """A training recipe is malformed or cannot be followed."""
+
+
+def complaint(where: str, argument: str, value: object, expected: str, advice: str = "") -> str:
+    """Build the one sentence form of an error message."""
+    message = f"{where}: `{argument}` is {value}; expected {expected}."
+    return f"{message} {advice}" if advice else message
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """Return `Did you mean ...?` for a name that is nearly one of `known`, else list them."""
+    names = sorted(known)
+    close = get_close_matches(name, names, n=3, cutoff=0.6)
+    if close:
+        return f"Did you mean {' or '.join(f'`{match}`' for match in close)}?"
+    return f"Known: {', '.join(names)}." if names else ""

@@ -1,0 +1,147 @@
+"""An outcome: what became of one example, and its line in `outcomes.csv.gz`.
+
+Every headline number is recomputed from these lines by whoever reads it. Not here: what the lines add
+up to (`result`).
+"""
+
+import csv
+import gzip
+import hashlib
+import io
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from robench.errors import RunError, complaint
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of one example.
+
+    Attributes:
+      id: the data set's own name of the example.
+      label: true class.
+      clean: predicted class of the clean image.
+      attacked: predicted class of the attacked image that counts.
+      clean_margin: logit of the label minus the best other one, on the clean image, 3 digits.
+      attacked_margin: the same on the attacked image; where nothing fooled, the lowest margin met.
+      fooled_at: under "any iterate" the step of the first confirmed success; under "last iterate" the
+        steps read off at which the image fooled.
+      stage: the attack that fooled it, else "".
+      unconfirmed: successes that the model itself denied when asked again.
+      error: why there is no outcome, else "".
+    """
+
+    id: str
+    label: int
+    clean: int
+    attacked: int
+    clean_margin: float
+    attacked_margin: float
+    fooled_at: tuple[int, ...] = ()
+    stage: str = ""
+    unconfirmed: int = 0
+    error: str = ""
+
+    @property
+    def clean_correct(self) -> bool:
+        return not self.error and self.clean == self.label
+
+    def robust_at(self, step: int, scoring: str) -> bool:
+        """Whether the example is right clean and not fooled at this step ("any iterate": or before)."""
+        if not self.clean_correct:
+            return False
+        if scoring == "any iterate":
+            return all(fooled > step for fooled in self.fooled_at)
+        return step not in self.fooled_at
+
+    def row(self) -> list[str]:
+        """The fields as text, in the order of `COLUMNS`."""
+        return [
+            self.id,
+            str(self.label),
+            str(self.clean),
+            str(self.attacked),
+            f"{self.clean_margin:.3g}",
+            f"{self.attacked_margin:.3g}",
+            " ".join(map(str, self.fooled_at)),
+            self.stage,
+            str(self.unconfirmed),
+            self.error,
+        ]
+
+    @classmethod
+    def of_row(cls, row: Sequence[str]) -> "Outcome":
+        """The reverse of `row`; ValueError for anything that `row` does not write."""
+        if len(row) != len(COLUMNS):
+            raise ValueError(f"{len(row)} columns instead of {len(COLUMNS)}")
+        margins = float(row[4]), float(row[5])
+        if any(math.isnan(value) for value in margins):
+            raise ValueError("a margin that is no number")
+        steps = tuple(int(step) for step in row[6].split())
+        return cls(row[0], int(row[1]), int(row[2]), int(row[3]), *margins, steps, row[7], int(row[8]), row[9])
+
+
+COLUMNS = tuple(field.name for field in fields(Outcome))
+"""The columns of `outcomes.csv.gz`."""
+
+
+def to_csv(outcomes: Iterable[Outcome]) -> bytes:
+    """Outcomes as CSV with a header, the same bytes on every machine."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows(outcome.row() for outcome in outcomes)
+    return text.getvalue().encode()
+
+
+def from_csv(content: bytes, *, where: str) -> list[Outcome]:
+    """The reverse of `to_csv`.
+
+    Raises:
+      RunError: a line is not an outcome; `where` and the line are named.
+    """
+    try:
+        rows = list(csv.reader(io.StringIO(content.decode()), strict=True))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise RunError(complaint(where, "content", f"no CSV ({error})", "outcomes as robench writes them")) from error
+    if not rows or tuple(rows[0]) != COLUMNS:
+        raise RunError(complaint(where, "line 1", repr(rows[0] if rows else ""), f"the columns {','.join(COLUMNS)}"))
+    outcomes = []
+    for number, row in enumerate(rows[1:], start=2):
+        try:
+            outcomes.append(Outcome.of_row(row))
+        except ValueError as error:
+            raise RunError(complaint(where, f"line {number}", str(error), "an outcome")) from error
+    return outcomes
+
+
+def digest(outcomes: Iterable[Outcome]) -> str:
+    """SHA-256 of the CSV, independent of the compression library."""
+    return hashlib.sha256(to_csv(outcomes)).hexdigest()
+
+
+def compress(content: bytes) -> bytes:
+    """gzip with a fixed header: no time, no name."""
+    buffer = io.BytesIO()
+    with gzip.GzipFile(filename="", mode="wb", compresslevel=9, fileobj=buffer, mtime=0) as file:
+        file.write(content)
+    return buffer.getvalue()
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """Read `outcomes.csv.gz`.
+
+    Raises:
+      RunError: the file is missing, no gzip, or a line is not an outcome.
+    """
+    try:
+        with gzip.open(path) as file:
+            content = file.read()
+    except (OSError, EOFError) as error:
+        raise RunError(
+            complaint(str(path), "file", f"unreadable ({error})", "outcomes as robench writes them")
+        ) from error
+    return from_csv(content, where=path.name)

@@ -1,0 +1,192 @@
+"""A protocol: the data a model sees, the attack it faces, and how outcomes are scored.
+
+The type and its digest only. Not here: where protocols are found (`registry`), and what the keys of an
+attack mean (`evaluation` checks them against the attack's fields).
+"""
+
+import hashlib
+import json
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from robench.errors import ProtocolError, complaint, did_you_mean
+
+FRACTION_FORM = 'a fraction of the unit range as a string, such as "4/255"'
+
+Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
+
+
+def fraction(text: str) -> Fraction:
+    """The value of a fraction such as "4/255" or "3"; ValueError for anything else."""
+    numerator, slash, denominator = text.partition("/")
+    if not (
+        numerator.isascii() and numerator.isdigit() and (not slash or denominator.isascii() and denominator.isdigit())
+    ):
+        raise ValueError(f"expected {FRACTION_FORM}")
+    if slash and int(denominator) == 0:
+        raise ValueError("a denominator cannot be zero")
+    return Fraction(int(numerator), int(denominator) if slash else 1)
+
+
+def _is_fraction(text: str) -> str:
+    fraction(text)
+    return text
+
+
+FractionText = Annotated[str, AfterValidator(_is_fraction)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataSpec(_Table):
+    """The examples: which source, how many, and how an image becomes the one view that is ranked."""
+
+    source: str
+    """Name in `robench.data.CATALOGUE`."""
+    count: int = Field(gt=0)
+    """Number of examples."""
+    classes: int = Field(ge=2)
+    """Number of classes, and of logits."""
+    ids_sha256: Sha256
+    """SHA-256 of the ids in protocol order, joined by newlines."""
+    resize: int | None = Field(default=None, gt=0)
+    """Length of the shorter side after resizing (bilinear, Pillow), in pixels; none: not resized."""
+    crop: int = Field(gt=0)
+    """Side of the centre crop, which is what the model sees, in pixels."""
+
+
+class AttackSpec(BaseModel):
+    """The attack: its kind, and scalars named like the fields of that attack."""
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
+    __pydantic_extra__: dict[str, bool | int | str]
+    kind: str
+    """Name in `robench.attacks.CATALOGUE`."""
+
+    @property
+    def settings(self) -> dict[str, bool | int | str]:
+        """The keys beside `kind`."""
+        return dict(self.__pydantic_extra__)
+
+
+class BudgetSpec(_Table):
+    """What the attack may change."""
+
+    norm: Literal["linf", "l2"]
+    epsilon: FractionText
+    """Radius in units of the image, as a fraction."""
+
+
+class ScoreSpec(_Table):
+    """How outcomes become numbers."""
+
+    scoring: Literal["any iterate", "last iterate"] = "any iterate"
+    """Whether any iterate up to a step counts, or the one at that step alone."""
+    steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
+    """Steps at which robust accuracy is read off; the last one is the headline."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> "ScoreSpec":
+        if list(self.steps) != sorted(set(self.steps)):
+            raise ValueError("expected rising steps without repetition")
+        return self
+
+
+class Protocol(_Table):
+    """A protocol as its TOML file states it; immutable once released."""
+
+    schema_name: Literal["robench.protocol/1"] = Field(alias="schema")
+    id: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    version: int = Field(ge=1)
+    status: Literal["draft", "active", "superseded", "withdrawn"]
+    title: str
+    summary: str
+    supersedes: str | None = None
+    ranked: bool = True
+    """Whether results may enter the leaderboard."""
+    seed: int = Field(ge=0)
+    """Of the examples' random numbers."""
+    data: DataSpec
+    attack: AttackSpec | None = None
+    budget: BudgetSpec | None = None
+    score: ScoreSpec = ScoreSpec()
+
+    @model_validator(mode="after")
+    def _complete(self) -> "Protocol":
+        if (self.attack is None) != (self.budget is None):
+            raise ValueError("expected `attack` and `budget` together, or neither")
+        if self.attack is not None and not self.score.steps:
+            raise ValueError("expected `score.steps`: the steps at which robust accuracy is read off")
+        return self
+
+    @property
+    def exact_name(self) -> str:
+        """`id@version`."""
+        return f"{self.id}@{self.version}"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of everything that changes an answer, in canonical JSON.
+
+        Status, title, summary, `ranked` and `supersedes` may change without a new version.
+        """
+        loose = {"status", "title", "summary", "supersedes", "ranked"}
+        content = self.model_dump(mode="json", by_alias=True, exclude=loose, exclude_none=True)
+        canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def read_protocol(path: Path) -> Protocol:
+    """Read a protocol from a TOML file.
+
+    Raises:
+      ProtocolError: the file cannot be read, is not TOML, or a key is wrong; file and key are named.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise ProtocolError(complaint(str(path), "file", f"unreadable ({reason})", "a protocol in TOML")) from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ProtocolError(complaint(str(path), "file", f"not TOML ({error})", "a protocol in TOML")) from error
+    return parse_protocol(content, where=path.name)
+
+
+def parse_protocol(content: dict[str, Any], *, where: str) -> Protocol:
+    """Build a protocol from the content of its file; `where` names the file in errors."""
+    try:
+        return Protocol.model_validate(content)
+    except ValidationError as error:
+        raise ProtocolError("\n".join(_explain(detail, where) for detail in error.errors())) from error
+
+
+_KNOWN_KEYS = {
+    key
+    for table in (Protocol, DataSpec, BudgetSpec, ScoreSpec)
+    for key in (field.alias or name for name, field in table.model_fields.items())
+}
+
+
+def _explain(detail: ErrorDetails, where: str) -> str:
+    """One validation error in the form of all messages."""
+    path = [str(part) for part in detail["loc"]]
+    if path[:1] == ["attack"]:
+        path = path[:2]  # the rest names the branches of a union
+    key, value = ".".join(path) or "protocol", repr(detail["input"])
+    if detail["type"] == "extra_forbidden":
+        return complaint(where, key, "unknown", "a key of the protocol schema", did_you_mean(path[-1], _KNOWN_KEYS))
+    if detail["type"] == "missing":
+        return complaint(where, key, "missing", "a value", "Add the key.")
+    if isinstance(detail["input"], float) and (path[-1] == "epsilon" or path[0] == "attack"):
+        return complaint(where, key, value, FRACTION_FORM, "Floats would make two protocols differ in the last bit.")
+    if len(value) > 80:
+        value = "as it stands in the file"
+    reason = detail["msg"].removeprefix("Value error, ").removeprefix("expected ")
+    return complaint(where, key, value, reason[:1].lower() + reason[1:])

@@ -1,0 +1,380 @@
+"""A run on disk: a plan, finished shards, events; nothing is ever lost.
+
+A run is a folder: `plan.json` (written first), `shards/000123.csv` (outcomes of neighbouring examples,
+written whole or not at all), `events.jsonl`. It may be killed at any moment and resumed. When all
+shards are there, `merge` writes `outcomes.csv.gz`, `result.json` and `cost.json` from them.
+
+Not here: how outcomes come about (`evaluation`).
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from robench.errors import RunError, complaint
+from robench.outcome import Outcome, compress, from_csv, to_csv
+from robench.protocol import Protocol, Sha256, parse_protocol
+from robench.result import (
+    Counts,
+    DataRecord,
+    ModelRecord,
+    OutcomesRecord,
+    ProtocolRecord,
+    Result,
+    read_result,
+    score,
+)
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, two processes on one run are not told apart
+    fcntl = None  # type: ignore[assignment]
+
+SHARD_SCHEMA = "robench.shard/1"
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class PlannedData(_Record):
+    """The examples of a run."""
+
+    source: str
+    path: str | None = None
+    """Where they were read, for `robench resume`."""
+    count: int = Field(gt=0)
+    of: int
+    limit: int | None = None
+    ids_sha256: Sha256
+    official: bool
+
+
+class Plan(_Record):
+    """What a run is about; everything that is needed to finish it."""
+
+    schema_name: Literal["robench.run/1"] = Field(default="robench.run/1", alias="schema")
+    key: Sha256
+    """Of all that changes the answer; see `run_key`."""
+    protocol: dict[str, Any]
+    official: bool
+    model: ModelRecord
+    weights: str | None = None
+    """Path of the weights file that was named, for `robench resume`."""
+    data: PlannedData
+    shard_size: int = Field(gt=0)
+    attack_revision: int
+    caveats: tuple[str, ...] = ()
+
+    @property
+    def shards(self) -> int:
+        """Number of shards."""
+        return -(-self.data.count // self.shard_size)
+
+    def examples_of(self, shard: int) -> range:
+        """Positions of the examples of a shard."""
+        return range(shard * self.shard_size, min((shard + 1) * self.shard_size, self.data.count))
+
+    def parsed_protocol(self) -> Protocol:
+        """The protocol as it was when the run began."""
+        return parse_protocol(self.protocol, where="plan.json")
+
+
+def run_key(
+    *, protocol_digest: str, model: ModelRecord, ids_sha256: str, limit: int | None, attack_revision: int
+) -> str:
+    """SHA-256 of what changes the answer; device, batch size and workers do not.
+
+    A model with parameters is known by their digest; a bare callable by its name and what it says to
+    the pinned images.
+    """
+    identity: dict[str, Any] = {"loader": model.loader, "reference": model.reference, "state": model.state_digest}
+    if model.state_digest is None:
+        identity |= {"name": model.name, "fingerprint": [list(pair) for pair in model.fingerprint]}
+    content = {
+        "protocol": protocol_digest,
+        "model": identity,
+        "ids": ids_sha256,
+        "limit": limit,
+        "attack_revision": attack_revision,
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Outcomes of neighbouring examples, and the sum of their pixel digests modulo 2**256."""
+
+    index: int
+    outcomes: Sequence[Outcome]
+    pixels: int
+
+
+class Run:
+    """A run folder that this process may write to; get one with `create` or `open`."""
+
+    def __init__(self, folder: Path, plan: Plan) -> None:
+        self.folder, self.plan = folder, plan
+
+    @classmethod
+    def create(cls, folder: Path, plan: Plan) -> "Run":
+        """Write the plan into a new folder, or find the same run already there.
+
+        Raises:
+          RunError: the folder holds another run, or cannot be written.
+        """
+        if (folder / "plan.json").exists():
+            run = cls.open(folder)
+            if run.plan.key != plan.key:
+                advice = "Choose another `run_dir`, or use `--fresh` to start over here."
+                raise RunError(complaint(str(folder), "run key", run.plan.key, f"{plan.key} for this call", advice))
+            return run
+        content = plan.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
+        with _writing(folder):
+            (folder / "shards").mkdir(parents=True, exist_ok=True)
+            _write_whole(folder / "plan.json", content)
+        return cls(folder, plan)
+
+    @classmethod
+    def open(cls, folder: Path) -> "Run":
+        """Find a run in its folder.
+
+        Raises:
+          RunError: there is no plan, or it cannot be read.
+        """
+        path = folder / "plan.json"
+        try:
+            return cls(folder, Plan.model_validate_json(path.read_bytes()))
+        except OSError as error:
+            advice = "`robench evaluate` starts a run and prints its folder."
+            raise RunError(complaint(str(folder), "plan.json", "missing", "the folder of a run", advice)) from error
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"])) or "plan"
+            advice = "Start over with `--fresh`."
+            raise RunError(complaint(str(path), key, repr(first["input"])[:80], first["msg"], advice)) from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the folder; the lock goes with the process, however it ends.
+
+        Raises:
+          RunError: another process is working on this run.
+        """
+        with _writing(self.folder):
+            file = (self.folder / "lock").open("w")
+        with file:
+            if fcntl is not None:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError as error:
+                    message = complaint(
+                        str(self.folder), "run", "in use", "no other process on this run", "Wait for it, or stop it."
+                    )
+                    raise RunError(message) from error
+            yield
+
+    @property
+    def finished(self) -> bool:
+        """Whether the result is written."""
+        return (self.folder / "result.json").exists()
+
+    def shard_path(self, index: int) -> Path:
+        """File of a shard."""
+        return self.folder / "shards" / f"{index:06d}.csv"
+
+    def missing_shards(self) -> list[int]:
+        """Shards that have no file yet."""
+        return [index for index in range(self.plan.shards) if not self.shard_path(index).exists()]
+
+    def write_shard(self, shard: Shard) -> None:
+        """Write a shard, whole or not at all.
+
+        Raises:
+          RunError: the disk is full or the folder cannot be written.
+        """
+        body = to_csv(shard.outcomes)
+        header = {
+            "schema": SHARD_SCHEMA,
+            "run": self.plan.key,
+            "index": shard.index,
+            "rows": len(shard.outcomes),
+            "pixels": f"{shard.pixels:064x}",
+        }
+        header["sha256"] = _shard_digest(header, body)
+        with _writing(self.folder):
+            _write_whole(
+                self.shard_path(shard.index), b"# " + json.dumps(header, sort_keys=True).encode() + b"\n" + body
+            )
+
+    def read_shard(self, index: int) -> Shard:
+        """Read a shard and check that it is whole, unedited and of this run.
+
+        Raises:
+          RunError: it is not; digests found and expected are named.
+        """
+        path = self.shard_path(index)
+        first, _, body = path.read_bytes().partition(b"\n")
+        advice = f"Delete the file and resume: its {len(self.plan.examples_of(index))} examples are attacked again."
+        try:
+            header = json.loads(first.removeprefix(b"# "))
+            stated, run = str(header.pop("sha256")), str(header["run"])
+            pixels = int(header["pixels"], 16)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            found = hashlib.sha256(first).hexdigest()
+            message = complaint(
+                str(path), "header", f"unreadable (sha256 {found})", f"a shard of run {self.plan.key}", advice
+            )
+            raise RunError(message) from error
+        if run != self.plan.key:
+            raise RunError(complaint(str(path), "run", run, f"{self.plan.key} (a shard of this run)", advice))
+        found = _shard_digest(header, body)
+        if found != stated:
+            raise RunError(complaint(str(path), "sha256", found, f"{stated}, as its header says", advice))
+        outcomes = from_csv(body, where=str(path))
+        if header["index"] != index or len(outcomes) != len(self.plan.examples_of(index)):
+            what = f"{header['index']} with {len(outcomes)} rows (sha256 {found})"
+            expected = f"{index} with {len(self.plan.examples_of(index))} rows"
+            raise RunError(complaint(str(path), "index", what, expected, advice))
+        return Shard(index, outcomes, pixels)
+
+    def record(self, event: str, details: Mapping[str, Any]) -> None:
+        """Append a line to `events.jsonl`.
+
+        Raises:
+          RunError: the disk is full or the folder cannot be written.
+        """
+        path = self.folder / "events.jsonl"
+        with _writing(self.folder), path.open("ab+") as file:
+            # A line that was cut by a kill must not swallow this one.
+            torn = file.tell() > 0 and not _ends_line(path)
+            file.write((b"\n" if torn else b"") + json.dumps({"event": event, **details}).encode() + b"\n")
+
+    def events(self) -> list[dict[str, Any]]:
+        """The lines of `events.jsonl`; one that was cut by a kill is left out."""
+        path = self.folder / "events.jsonl"
+        events: list[dict[str, Any]] = []
+        for line in path.read_bytes().splitlines() if path.exists() else []:
+            with suppress(ValueError):
+                events.append(json.loads(line))
+        return events
+
+    def merge(self, environment: dict[str, str]) -> Result:
+        """Fold all shards into the result; may be done again at any time.
+
+        Raises:
+          RunError: a shard is missing, foreign or edited, or the folder cannot be written.
+        """
+        missing = self.missing_shards()
+        if missing:
+            advice = f"`robench resume {self.folder}` makes them."
+            raise RunError(
+                complaint(str(self.folder), "shards", f"{len(missing)} missing", f"{self.plan.shards}", advice)
+            )
+        shards = [self.read_shard(index) for index in range(self.plan.shards)]
+        outcomes = [outcome for shard in shards for outcome in shard.outcomes]
+        ids = hashlib.sha256("\n".join(outcome.id for outcome in outcomes).encode()).hexdigest()
+        if ids != self.plan.data.ids_sha256:
+            raise RunError(complaint(str(self.folder), "ids", ids, f"{self.plan.data.ids_sha256}, as planned"))
+        table = to_csv(outcomes)
+        result = self._result(outcomes, table, sum(shard.pixels for shard in shards), environment)
+        cost = self._cost()
+        with _writing(self.folder):
+            _write_whole(self.folder / "outcomes.csv.gz", compress(table))
+            _write_whole(self.folder / "cost.json", (json.dumps(cost, sort_keys=True, indent=2) + "\n").encode())
+            _write_whole(self.folder / "result.json", result.to_bytes())
+        return read_result(self.folder)
+
+    def _result(self, outcomes: Sequence[Outcome], table: bytes, pixels: int, environment: dict[str, str]) -> Result:
+        plan, protocol = self.plan, self.plan.parsed_protocol()
+        errored = sum(bool(outcome.error) for outcome in outcomes)
+        if not (plan.official and plan.data.official):
+            status: Literal["complete", "partial", "unofficial"] = "unofficial"
+        else:
+            status = "complete" if plan.data.limit is None and not errored else "partial"
+        return Result(
+            status=status,
+            protocol=ProtocolRecord(
+                id=protocol.id, version=protocol.version, digest=protocol.digest, official=plan.official
+            ),
+            model=plan.model,
+            data=DataRecord(
+                source=plan.data.source,
+                count=plan.data.count,
+                of=plan.data.of,
+                ids_sha256=plan.data.ids_sha256,
+                pixels_sha256=f"{pixels % 2**256:064x}",
+                official=plan.data.official,
+            ),
+            metrics=score(protocol, outcomes),
+            counts=Counts(
+                evaluated=len(outcomes) - errored,
+                errored=errored,
+                unconfirmed=sum(outcome.unconfirmed for outcome in outcomes),
+            ),
+            caveats=plan.caveats,
+            outcomes=OutcomesRecord(sha256=hashlib.sha256(table).hexdigest(), rows=len(outcomes)),
+            environment=environment,
+        )
+
+    def _cost(self) -> dict[str, Any]:
+        """Sums over the segments between interruptions; peak memory is their maximum."""
+        segments: dict[str, dict[str, Any]] = {}
+        for event in self.events():
+            if event["event"] == "progress":
+                segments[event["segment"]] = event
+        total: dict[str, Any] = {"segments": len(segments), "devices": [], "slots": []}
+        for name in ("wall_seconds", "forward", "backward"):
+            total[name] = round(sum(segment[name] for segment in segments.values()), 3)
+        total["peak_memory_bytes"] = max((segment["peak_memory_bytes"] for segment in segments.values()), default=0)
+        for segment in segments.values():
+            for name, value in (("devices", segment["device"]), ("slots", segment["slots"])):
+                if value not in total[name]:
+                    total[name].append(value)
+        return total
+
+
+def _shard_digest(header: Mapping[str, Any], body: bytes) -> str:
+    """SHA-256 over the header, without the digest itself, and the body."""
+    return hashlib.sha256(json.dumps(header, sort_keys=True).encode() + b"\n" + body).hexdigest()
+
+
+def _ends_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _write_whole(path: Path, content: bytes) -> None:
+    """Write next to `path`, flush to the disk, and rename: the file is there whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Turn a failed write into an error that says how to go on."""
+    try:
+        yield
+    except OSError as error:
+        advice = f"What is finished is kept: make room, then `robench resume {folder}`."
+        reason = error.strerror or type(error).__name__
+        raise RunError(
+            complaint(str(folder), "run_dir", f"not writable ({reason})", "room to write", advice)
+        ) from error

@@ -1,0 +1,78 @@
+"""Adversarial training images: the evaluation's own attacks, all slots in step.
+
+Not here: attacks themselves (`robench.attacks`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks.interface import Answer, Examples
+from robench.attacks.pgd import PGD
+from robench.budgets import BUDGETS
+from robench.protocol import fraction
+from robench.training.recipe import AdversaryRecipe
+
+
+class BatchDraws:
+    """Random numbers of a training batch, from one generator; they belong to no example."""
+
+    def __init__(self, generator: torch.Generator, count: int) -> None:
+        self._generator, self._count = generator, count
+
+    def uniform(self, stream: str, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
+        """Uniforms in [0, 1), float32, shape (N, *shape)."""
+        return torch.rand(self._count, *shape, generator=self._generator)
+
+    def normal(self, stream: str, shape: Sequence[int], *, step: int | Tensor = 0) -> Tensor:
+        """Standard normals, float32, shape (N, *shape)."""
+        return torch.randn(self._count, *shape, generator=self._generator)
+
+
+def adversarial_images(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    recipe: AdversaryRecipe,
+    *,
+    generator: torch.Generator,
+    strength: float = 1.0,
+) -> Tensor:
+    """The last iterate of PGD against the model, which is left in the mode it had.
+
+    Args:
+      model: takes images in [0, 1], returns logits.
+      images: float32 in [0, 1], shape (N, 3, H, W).
+      labels: int64, shape (N,).
+      recipe: attack and budget.
+      generator: of the random starts.
+      strength: factor on radius and step size, for a warm-up.
+    Returns:
+      Adversarial images, float32, shape (N, 3, H, W).
+    """
+    if strength == 0:
+        return images
+    epsilon, step_size = (float(fraction(text)) * strength for text in (recipe.epsilon, recipe.step_size))
+    attack = PGD(step_size=step_size, steps=recipe.steps)
+    budget = BUDGETS[recipe.norm](epsilon)
+    training = model.training
+    model.eval()
+    examples = Examples(images, labels, logits=torch.zeros(len(images), 0))
+    state = attack.start(examples, budget, BatchDraws(generator, len(images)))
+    for _ in range(attack.steps):
+        query = attack.ask(state)
+        leaf = query.render(slice(None)).requires_grad_()
+        logits = model(leaf)
+        assert query.objective is not None, "PGD asks for a gradient every time"
+        values = query.objective(logits, query.rows)
+        (gradient,) = torch.autograd.grad(values.sum(), leaf)
+        state = attack.tell(state, Answer(logits.detach(), values.detach(), gradient))
+    model.train(training)
+    return state.iterate
+
+
+def probe(recipe: AdversaryRecipe, steps: int) -> AdversaryRecipe:
+    """The same budget attacked with this many steps, which together are 2.5 radii long."""
+    step_size = fraction(recipe.epsilon) * 5 / (2 * steps)
+    return recipe.model_copy(update={"steps": steps, "step_size": str(step_size)})

@@ -1,0 +1,127 @@
+"""A training recipe: everything that decides what a trained model becomes, as a TOML file.
+
+Not here: the loop that follows it (`loop`).
+"""
+
+import hashlib
+import importlib.resources
+import json
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+
+from robench.errors import RecipeError, complaint, did_you_mean
+from robench.protocol import FRACTION_FORM, fraction
+
+
+def _is_fraction(text: str) -> str:
+    fraction(text)
+    return text
+
+
+_Fraction = Annotated[str, AfterValidator(_is_fraction)]
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class DataRecipe(_Table):
+    """What is trained on."""
+
+    source: Literal["mini"]
+    examples: int = Field(gt=0)
+    """Size of the training set."""
+    validation: int = Field(gt=0)
+    """Examples to watch the training by; never used to choose anything."""
+    flip: bool = True
+    """Mirror every image with chance 1/2."""
+
+
+class OptimizerRecipe(_Table):
+    """timm's `create_optimizer_v2`; biases and 1-d parameters are not decayed."""
+
+    name: Literal["sgd", "adamw"]
+    lr: float = Field(gt=0)
+    weight_decay: float = Field(ge=0)
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Of SGD (Nesterov, as timm builds it)."""
+
+
+class ScheduleRecipe(_Table):
+    """Cosine from `lr` to `min_lr` after a linear warm-up, updated every step."""
+
+    epochs: int = Field(gt=0)
+    warmup_epochs: int = Field(ge=0)
+    min_lr: float = Field(default=0.0, ge=0)
+
+
+class AdversaryRecipe(_Table):
+    """PGD that makes every training image adversarial, with the model in eval mode."""
+
+    norm: Literal["linf", "l2"]
+    epsilon: _Fraction
+    step_size: _Fraction
+    steps: int = Field(gt=0)
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs over which radius and step grow linearly from 0."""
+
+
+class Recipe(_Table):
+    """A training recipe as its TOML file states it."""
+
+    schema_name: Literal["robench.recipe/1"] = Field(alias="schema")
+    name: str = Field(pattern=r"^[a-z0-9]+(-[a-z0-9]+)*$")
+    """Name of the trained model."""
+    architecture: str
+    """Name in `robench.zoo.ARCHITECTURES`."""
+    start_from: str | None = None
+    """Name of a bundled model whose weights the training starts from."""
+    seed: int = Field(ge=0)
+    batch_size: int = Field(gt=1)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    data: DataRecipe
+    optimizer: OptimizerRecipe
+    schedule: ScheduleRecipe
+    adversary: AdversaryRecipe | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the recipe in canonical JSON."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def bundled_recipes() -> dict[str, Path]:
+    """Files of the bundled recipes by name."""
+    folder = Path(str(importlib.resources.files("robench.training") / "recipes"))
+    return {path.stem: path for path in sorted(folder.glob("*.toml"))}
+
+
+def load_recipe(name: str | Path) -> Recipe:
+    """A recipe by name or path of a TOML file.
+
+    Raises:
+      RecipeError: there is no such recipe, or a key is wrong; file and key are named.
+    """
+    bundled = bundled_recipes()
+    text = str(name)
+    if text not in bundled and not text.endswith(".toml"):
+        advice = did_you_mean(text, bundled)
+        raise RecipeError(complaint("robench train", "recipe", f"`{text}`", "a recipe's name or a TOML file", advice))
+    path = bundled.get(text, Path(text))
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(complaint(str(path), "file", f"unreadable ({error})", "a recipe in TOML")) from error
+    try:
+        return Recipe.model_validate(content)
+    except ValidationError as error:
+        lines = []
+        for detail in error.errors():
+            key = ".".join(map(str, detail["loc"])) or "recipe"
+            expected = FRACTION_FORM if key.endswith(("epsilon", "step_size")) else detail["msg"].lower()
+            lines.append(complaint(path.name, key, repr(detail["input"])[:80], expected))
+        raise RecipeError("\n".join(lines)) from error

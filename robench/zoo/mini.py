@@ -1,0 +1,67 @@
+"""The bundled models: small relatives of ResNet-50 and DeiT-S for the mini suite, built by timm.
+
+Not here: how they were trained (`robench/training/recipes/`), and their weights (`weights/`).
+"""
+
+from collections.abc import Callable
+
+import torch
+from timm.models.resnet import BasicBlock, ResNet
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from robench.data.mini import CLASSES
+
+
+class Normalised(nn.Module):
+    """A network with its normalisation inside: images in [0, 1] in, logits out."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+        super().__init__()
+        self.network = network
+        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network((images - self.mean) / self.std)
+        return logits
+
+
+def _mini(network: nn.Module) -> Normalised:
+    return Normalised(network, mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+
+
+def _resnet(act_layer: str) -> Normalised:
+    """ResNet with one basic block a stage and a 16-channel deep stem, 0.22 M parameters."""
+    network = ResNet(
+        BasicBlock,
+        [1, 1, 1, 1],
+        num_classes=CLASSES,
+        stem_type="deep",
+        stem_width=8,
+        channels=(16, 32, 64, 96),
+        act_layer=act_layer,
+    )
+    return _mini(network)
+
+
+def _deit() -> Normalised:
+    """Vision transformer on 8-pixel patches, 0.23 M parameters."""
+    network = VisionTransformer(
+        img_size=64, patch_size=8, num_classes=CLASSES, embed_dim=80, depth=4, num_heads=4, mlp_ratio=2
+    )
+    return _mini(network)
+
+
+ARCHITECTURES: dict[str, Callable[[], Normalised]] = {
+    "mini-resnet": lambda: _resnet("relu"),
+    "mini-resnet-gelu": lambda: _resnet("gelu"),
+    "mini-deit": _deit,
+}
+"""Untrained architecture by name; a bundled model is one of these with weights."""
+
+MODELS = {f"{architecture}{twin}": architecture for architecture in ARCHITECTURES for twin in ("", "-adv")}
+"""Architecture of each bundled model; `-adv` was trained against PGD."""
