@@ -127,12 +127,13 @@ class Classifier:
             for parameter, flag in zip(parameters, wanted, strict=True):
                 parameter.requires_grad_(flag)
 
-    def check(self, images: Tensor, *, classes: int, gradients: bool) -> list[str]:
+    def check(self, images: Tensor, *, classes: int | None, least: int, gradients: bool) -> list[str]:
         """Look at one batch before any real work.
 
         Args:
           images: up to 16 clean images, float32 in [0, 1], shape (N, 3, H, W).
-          classes: how many logits the data set asks for.
+          classes: how many logits the data set asks for; None: any number from `least`.
+          least: how many logits its labels need.
           gradients: whether the protocol needs gradients.
         Returns:
           Caveats: what is legal but suspicious, one sentence each.
@@ -143,7 +144,7 @@ class Classifier:
             self._check_mode(self.module)
         batch = pad_rows(images.to(self.device), DOOR_ROWS)[:DOOR_ROWS]
         first = self._first_answer(batch)
-        self._check_answer(first, classes)
+        self._check_answer(first, classes, least)
         self._check_steady(batch, first)
         return self._check_gradient(batch) if gradients else []
 
@@ -220,16 +221,17 @@ class Classifier:
                 )
             )
 
-    def _check_answer(self, logits: Tensor, classes: int) -> None:
-        expected = f"shape ({DOOR_ROWS}, {classes})"
-        if logits.ndim != 2 or logits.shape[0] != DOOR_ROWS or logits.shape[1] != classes:
+    def _check_answer(self, logits: Tensor, classes: int | None, least: int) -> None:
+        fits = logits.ndim == 2 and logits.shape[0] == DOOR_ROWS
+        if not fits or (logits.shape[1] != classes if classes is not None else logits.shape[1] < least):
+            wanted = f"{classes}" if classes is not None else f"at least {least}"
             raise ModelError(
                 complaint(
                     self.name,
                     "logits",
                     f"of shape {tuple(logits.shape)}",
-                    expected,
-                    f"The data set has {classes} classes: return one logit for each.",
+                    f"shape ({DOOR_ROWS}, {wanted})",
+                    f"The data set has {wanted} classes: return one logit for each.",
                 )
             )
         if not logits.is_floating_point():

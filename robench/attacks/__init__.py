@@ -6,3 +6,6 @@ from robench.attacks.pgd import PGD
 
 CATALOGUE: dict[str, type[Any]] = {"pgd": PGD}
 """Attack class by `kind` in a protocol; its fields are the protocol's keys."""
+
+REVISION = 1
+"""Rises when a change of the attacks' code changes an answer; part of every run's key."""

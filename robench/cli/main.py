@@ -4,6 +4,10 @@ import sys
 
 import typer
 
+from robench.cli.catalogue import list_, show
+from robench.cli.compare import compare
+from robench.cli.doctor import doctor
+from robench.cli.evaluate import evaluate, resume
 from robench.cli.screen import err
 from robench.cli.train import train
 from robench.errors import RobenchError
@@ -16,7 +20,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command()(train)
+app.command("list")(list_)
+for command in (show, evaluate, resume, compare, train, doctor):
+    app.command()(command)
 
 
 @app.callback()

@@ -22,7 +22,7 @@ __all__ = ["ATTACK_SET_SIZE", "CLASSES", "CLASS_NAMES", "SIZE", "attack_set", "p
 CLASS_NAMES = tuple(SHAPES)
 SIZE = 64
 ATTACK_SET_SIZE = 512
-ATTACK_SET_SHA256 = "492a981ef0e0bbea54a9d4c7d157348cd22f956db733dde5ebf09841a3ed9183"
+ATTACK_SET_SHA256 = "285519fe4ade3d332aa13cca430fadfe5e7a18d2170568a5c119109478e35921"
 """Of the raw uint8 bytes of the attack set in order of its ids."""
 _SHEET_COLUMNS = 32
 

@@ -114,18 +114,20 @@ def _paint_one(label: int, size: int, dice: _Dice, noise: NDArray[np.int64], swa
     middle = np.array([dice.between(80, 176) for _ in range(3)])
     apart = np.array([contrast * dice.between(96, 160) // 128 * (2 * dice.between(0, 1) - 1) for _ in range(3)])
     canvas = _surface(dice.between(0, CLASSES - 1), middle - apart, size, dice)
-    canvas = _bystander(canvas, size, dice)
+    canvas = _bystander(canvas, size, dice, reach=1700, radii=(440, 680))
     figure = _coverage(label, size, dice, reach=420, radii=(1000, 1500))
     canvas = _cover(canvas, _surface(worn, middle + apart, size, dice), figure)
-    canvas = _bystander(canvas, size, dice)
+    canvas = _bystander(canvas, size, dice, reach=1400, radii=(560, 860))
     axis = _axis(size)
     light = (axis[None, :] * dice.between(-20, 20) + axis[:, None] * dice.between(-20, 20)) // SPAN
     painted = canvas + light[None] + noise[None] - 7
     return np.clip(painted, 0, 255).astype(np.uint8)
 
 
-def _bystander(canvas: NDArray[np.int64], size: int, dice: _Dice) -> NDArray[np.int64]:
+def _bystander(
+    canvas: NDArray[np.int64], size: int, dice: _Dice, *, reach: int, radii: tuple[int, int]
+) -> NDArray[np.int64]:
     """A smaller shape of any kind, anywhere, in any colour: it is in the way and means nothing."""
-    coverage = _coverage(dice.between(0, CLASSES - 1), size, dice, reach=1700, radii=(440, 680))
+    coverage = _coverage(dice.between(0, CLASSES - 1), size, dice, reach=reach, radii=radii)
     colour = np.array([dice.between(60, 196) for _ in range(3)])
     return _cover(canvas, _surface(dice.between(0, CLASSES - 1), colour, size, dice), coverage)

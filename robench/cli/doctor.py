@@ -1,0 +1,49 @@
+"""`robench doctor`: is this machine ready."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from robench.cli.screen import out, print_json
+from robench.environment import environment
+from robench.errors import RobenchError
+
+
+def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False) -> None:
+    """Check versions, device, data, token and disk; exit code 1 if something is broken."""
+    import torch
+
+    from robench.data import CATALOGUE
+
+    report: dict[str, str] = dict(environment())
+    broken = False
+    if torch.cuda.is_available():
+        report["device"] = ", ".join(torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count()))
+    else:
+        report["device"] = f"CPU, {torch.get_num_threads()} threads"
+    for name, opener in CATALOGUE.items():
+        if opener is None:
+            report[f"data {name}"] = "not shipped: give its folder with --data"
+            continue
+        try:
+            report[f"data {name}"] = f"bundled, {len(opener().ids)} examples, digest as pinned"
+        except (RobenchError, OSError) as error:
+            report[f"data {name}"], broken = f"BROKEN: {error}", True
+    token = os.environ.get("HF_TOKEN") or (Path.home() / ".cache/huggingface/token").exists()
+    report["Hugging Face token"] = "present" if token else "none (bundled models need none)"
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    report["disk"] = f"{free:.1f} GiB free in the working directory"
+    if json:
+        print_json({"ok": not broken, **report})
+    else:
+        table = Table("what", "found")
+        for key, value in report.items():
+            table.add_row(key, value)
+        out.print(table)
+        out.print("Something is broken; see above." if broken else "Ready.")
+    if broken:
+        raise typer.Exit(1)

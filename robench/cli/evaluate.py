@@ -1,0 +1,173 @@
+"""`robench evaluate` and `robench resume`: run, show progress, print the result."""
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from robench.cli.screen import bar, err, out, print_json
+from robench.errors import RobenchError
+from robench.progress import Progress
+from robench.result import Result, percent, wilson
+
+LINE_SECONDS = 10.0
+"""Seconds between progress lines when stderr is not a terminal."""
+
+
+class Screen:
+    """Shows a run: a bar on a terminal, plain lines elsewhere; everything on stderr."""
+
+    def __init__(self) -> None:
+        self._bar = bar()
+        self._task: Any = None
+        self._started = self._last = time.monotonic()
+        self._already = 0
+        self.run_dir: Path | None = None
+
+    def begin(self, run_dir: Path, progress: Progress) -> None:
+        self.run_dir, self._already = run_dir, progress.done
+        self._started = self._last = time.monotonic()
+        self._bar.start()
+        self._task = self._bar.add_task("examples", total=progress.total, completed=progress.done, note="")
+
+    def notice(self, text: str) -> None:
+        err.print(text, markup=False)
+
+    def update(self, progress: Progress) -> None:
+        now = time.monotonic()
+        if err.is_terminal:
+            self._bar.update(self._task, completed=progress.done, note=_so_far(progress))
+        elif now - self._last >= LINE_SECONDS:
+            self._last = now
+            rate = (progress.done - self._already) / max(now - self._started, 1e-9)
+            left = (progress.total - progress.done) / rate if rate else float("inf")
+            note = _so_far(progress)
+            err.print(f"{progress.done}/{progress.total} examples, {rate:.1f}/s, {left:.0f} s left{note and ', ' + note}")
+
+    def end(self, result: Result) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away."""
+        self._bar.stop()
+
+
+def _so_far(progress: Progress) -> str:
+    """Clean and robust accuracy over the finished prefix, which is a fair sample."""
+    if not progress.prefix:
+        return ""
+    low, high = wilson(progress.robust, progress.prefix)
+    clean, robust = progress.clean / progress.prefix, progress.robust / progress.prefix
+    return f"first {progress.prefix}: clean {100 * clean:.1f} %, robust {100 * robust:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A bundled name (`mini-resnet`) or `module.path:function`.")],
+    protocols: Annotated[list[str], typer.Argument(metavar="PROTOCOL...", help="Ids, `id@version`, or TOML files.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with one sub-folder per class.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Only the first so many examples: a partial result.")] = None,
+    run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; default `runs/MODEL/PROTOCOL-KEY`.")] = None,
+    device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="A safetensors file for a named model.")] = None,
+    name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
+) -> None:
+    """Evaluate a model under one or more protocols; the same call again resumes or reuses the run."""
+    from robench.evaluation import Options
+    from robench.evaluation import evaluate as run
+
+    with _shown() as screen:
+        options = Options(name=name, weights=weights, fresh=fresh, watcher=screen)
+        results = run(
+            model,
+            protocols,
+            data=data,
+            limit=limit,
+            run_dir=run_dir if len(protocols) > 1 or run_dir is None else None,
+            device=device,
+            batch_size=batch_size,
+            options=options,
+        ) if len(protocols) > 1 else [
+            run(
+                model,
+                protocols[0],
+                data=data,
+                limit=limit,
+                run_dir=run_dir,
+                device=device,
+                batch_size=batch_size,
+                options=options,
+            )
+        ]
+    _report(results, json)
+
+
+def resume(
+    run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
+    device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
+) -> None:
+    """Finish an interrupted run."""
+    from robench.evaluation import resume as run
+
+    with _shown() as screen:
+        result = run(run_dir, device=device, batch_size=batch_size, watcher=screen)
+    _report([result], json)
+
+
+@contextmanager
+def _shown() -> Iterator[Screen]:
+    """A screen that is taken away at the end, and Ctrl-C that says how to go on."""
+    screen = Screen()
+    try:
+        yield screen
+    except KeyboardInterrupt:
+        screen.stop()
+        if screen.run_dir is not None:
+            err.print(f"Interrupted; what is finished is kept. Go on with:\n  robench resume {screen.run_dir}", markup=False)
+        raise typer.Exit(130) from None
+    except RobenchError:
+        screen.stop()
+        raise
+    finally:
+        screen.stop()
+
+
+def _report(results: list[Result], json: bool) -> None:
+    if json:
+        content = [
+            {"run_dir": str(result.run_dir), "cost": result.cost, **result.model_dump(mode="json", by_alias=True)}
+            for result in results
+        ]
+        print_json(content if len(content) > 1 else content[0])
+        return
+    for result in results:
+        out.print(table(result))
+        for caveat in result.caveats:
+            out.print(f"caveat: {caveat}", markup=False)
+        out.print(str(result), markup=False)
+        out.print(f"run: {result.run_dir}\nnext: robench compare {result.run_dir} OTHER_RUN", markup=False)
+
+
+def table(result: Result) -> Table:
+    """The metrics of a result with counts and intervals."""
+    rows = Table(title=f"{result.model.name} under {result.protocol.id}@{result.protocol.version}", title_justify="left")
+    rows.add_column("metric")
+    for column in ("value", "95 % interval", "examples"):
+        rows.add_column(column, justify="right")
+    for metric in result.metrics:
+        low, high = metric.interval
+        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+        rows.add_row(metric.name, percent(metric), interval.replace("[", "\\["), f"{metric.numerator}/{metric.denominator}")
+    return rows

@@ -1,0 +1,56 @@
+"""Examples that lie in memory."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robench.data.source import by_hash
+from robench.errors import DataError, complaint
+
+
+class ArraySource:
+    """Images and labels in memory, ordered by the hash of their ids.
+
+    Args:
+      images: float32 in [0, 1] or uint8, shape (N, 3, H, W); a tensor or array.
+      labels: integers, shape (N,).
+      classes: number of classes; None: whatever the model tells apart.
+      ids: names of the examples; by default `example-000000` and so on.
+      name: what to call the source in results.
+    Raises:
+      DataError: a shape or type is wrong.
+    """
+
+    def __init__(
+        self,
+        images: Any,
+        labels: Any,
+        *,
+        classes: int | None = None,
+        ids: Sequence[str] | None = None,
+        name: str = "arrays",
+    ) -> None:
+        pixels, targets = torch.as_tensor(images), torch.as_tensor(np.asarray(labels))
+        if pixels.ndim != 4 or pixels.shape[1] != 3 or pixels.dtype not in (torch.uint8, torch.float32):
+            found = f"{pixels.dtype} of shape {tuple(pixels.shape)}"
+            raise DataError(complaint(name, "images", found, "float32 in [0, 1] or uint8, shape (N, 3, H, W)"))
+        if targets.ndim != 1 or targets.is_floating_point() or len(targets) != len(pixels):
+            found = f"{targets.dtype} of shape {tuple(targets.shape)}"
+            raise DataError(complaint(name, "labels", found, f"integers of shape ({len(pixels)},)"))
+        names = list(ids) if ids is not None else [f"example-{index:06d}" for index in range(len(pixels))]
+        if len(names) != len(pixels):
+            raise DataError(complaint(name, "ids", f"{len(names)}", f"{len(pixels)}, one for each image"))
+        self._order = by_hash(names)
+        self._pixels = pixels
+        self.name = name
+        self.ids = [names[index] for index in self._order]
+        self.labels = [int(targets[index]) for index in self._order]
+        self.classes = classes
+
+    def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+        for position in positions:
+            image = self._pixels[self._order[position]]
+            yield image.to(torch.float32) / 255 if image.dtype == torch.uint8 else image

@@ -1,0 +1,75 @@
+"""A folder of images with one sub-folder per class, any classes."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from robench.data.source import by_hash
+from robench.errors import DataError, complaint
+
+SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+
+
+class FolderSource:
+    """Images in `<root>/<class>/<file>`; labels are the rank of the class's name.
+
+    Args:
+      root: the folder.
+      resize: length of the shorter side after resizing (bilinear, Pillow), in pixels; None: as it is.
+      crop: side of the centre crop, in pixels.
+    Raises:
+      DataError: the folder is missing or holds no images in class folders.
+    """
+
+    def __init__(self, root: Path, *, resize: int | None, crop: int) -> None:
+        if not root.is_dir():
+            raise DataError(complaint(str(root), "data", "no folder", "a folder with one sub-folder per class"))
+        classes = sorted(path.name for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+        files = [
+            (path, label)
+            for label, name in enumerate(classes)
+            for path in sorted((root / name).iterdir())
+            if path.suffix.lower() in SUFFIXES
+        ]
+        if not files:
+            advice = f"Lay the images out as {root}/<class>/<name>.png."
+            raise DataError(complaint(str(root), "data", "empty", "images in one sub-folder per class", advice))
+        names = [path.relative_to(root).as_posix() for path, _ in files]
+        order = by_hash(names)
+        self._files = [files[index][0] for index in order]
+        self._resize, self._crop = resize, crop
+        self.name = "folder"
+        self.ids = [names[index] for index in order]
+        self.labels = [files[index][1] for index in order]
+        self.classes = len(classes)
+
+    def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+        for position in positions:
+            yield read_image(self._files[position], resize=self._resize, crop=self._crop)
+
+
+def read_image(path: Path, *, resize: int | None, crop: int) -> Tensor:
+    """Decode, resize and crop one image, float32 in [0, 1], shape (3, crop, crop).
+
+    Raises:
+      DataError: the file cannot be decoded, or the image is smaller than the crop.
+    """
+    try:
+        with Image.open(path) as file:
+            image = file.convert("RGB")
+    except (OSError, UnidentifiedImageError) as error:
+        raise DataError(complaint(str(path), "image", f"unreadable ({error})", "an image that Pillow decodes")) from error
+    if resize is not None:
+        shorter = min(image.size)
+        size = (resize * image.width // shorter, resize * image.height // shorter)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    if min(image.size) < crop:
+        found = f"{image.width}x{image.height} pixels"
+        raise DataError(complaint(str(path), "image", found, f"at least {crop}x{crop} pixels"))
+    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+    pixels = np.asarray(image.crop((left, top, left + crop, top + crop)))
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).to(torch.float32) / 255

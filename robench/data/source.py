@@ -1,0 +1,90 @@
+"""A source of examples: ids, labels, and images read when they are needed.
+
+Not here: any data set (one file each, listed in `robench.data.CATALOGUE`).
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+from robench.errors import DataError, complaint
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Examples in protocol order.
+
+    Attributes:
+      name: what to call it in results.
+      ids: unique names of the examples, stable across machines.
+      labels: true classes, from 0.
+      classes: number of classes; None: whatever the model tells apart.
+    """
+
+    name: str
+    ids: Sequence[str]
+    labels: Sequence[int]
+    classes: int | None
+
+    def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+        """Images at these positions, in this order, float32 in [0, 1], shape (3, H, W).
+
+        They are read one by one as the caller asks; none is kept.
+        """
+        ...
+
+
+def ids_digest(ids: Iterable[str]) -> str:
+    """SHA-256 of ids in their order, joined by newlines."""
+    return hashlib.sha256("\n".join(ids).encode()).hexdigest()
+
+
+def pixel_digest(example: str, image: Tensor) -> int:
+    """SHA-256 of id and float32 pixels, as a number, so that digests can be summed in any order."""
+    content = image.contiguous().cpu().numpy().astype("<f4", copy=False).tobytes()
+    return int.from_bytes(hashlib.sha256(example.encode() + b"\0" + content).digest(), "big")
+
+
+def by_hash(ids: Sequence[str]) -> list[int]:
+    """Positions in the order of SHA-256 of the ids, so that every prefix is a random sample."""
+    return sorted(range(len(ids)), key=lambda position: hashlib.sha256(ids[position].encode()).digest())
+
+
+def check_source(source: Source, *, where: str) -> None:
+    """Check ids and labels before anything is read.
+
+    Raises:
+      DataError: there are no examples, ids repeat or cannot be stored, or a label is out of range.
+    """
+    if not len(source.ids):
+        raise DataError(complaint(where, "data", "empty", "at least one example"))
+    if len(source.ids) != len(source.labels):
+        found = f"{len(source.labels)} for {len(source.ids)} examples"
+        raise DataError(complaint(where, "labels", found, "one label for each example"))
+    if len(set(source.ids)) != len(source.ids):
+        twice = next(example for example in source.ids if list(source.ids).count(example) > 1)
+        raise DataError(complaint(where, "ids", f"not unique ({twice!r} twice)", "an id of its own for each example"))
+    broken = next((example for example in source.ids if not example or any(char in example for char in "\n\r\0")), None)
+    if broken is not None:
+        raise DataError(complaint(where, "ids", repr(broken), "ids without line breaks"))
+    limit = source.classes if source.classes is not None else max(source.labels) + 1
+    wrong = next((label for label in source.labels if not 0 <= label < limit), None)
+    if wrong is not None:
+        raise DataError(complaint(where, "labels", wrong, f"class numbers from 0 to {limit - 1}"))
+
+
+def check_image(image: Tensor, example: str) -> None:
+    """Check one image as it is read.
+
+    Raises:
+      DataError: it is no float32 RGB image in [0, 1].
+    """
+    if image.ndim != 3 or image.shape[0] != 3 or str(image.dtype) != "torch.float32":
+        found = f"{image.dtype} of shape {tuple(image.shape)}"
+        raise DataError(complaint(example, "image", found, "torch.float32 of shape (3, H, W)"))
+    low, high = float(image.min()), float(image.max())
+    if not (low >= 0 and high <= 1):
+        advice = "Divide by 255, and leave normalisation to the model."
+        raise DataError(complaint(example, "image", f"from {low:.4g} to {high:.4g}", "values in [0, 1]", advice))

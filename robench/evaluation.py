@@ -1,0 +1,500 @@
+"""Evaluates a model under a protocol: the one room that knows records and computation.
+
+Protocol, model and data are checked at the door; then the driver attacks what the run folder still
+misses, shard by shard, and the shards are merged into a result.
+
+Not here: how attacks work (`attacks`), and what is on disk (`runs`).
+"""
+
+import dataclasses
+import math
+import re
+import resource
+import shutil
+import sys
+import time
+import typing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from robench.attacks import CATALOGUE, REVISION
+from robench.attacks.drive import Example, Finished, Stage, drive
+from robench.budgets import BUDGETS, Budget, LinfBall
+from robench.classifier import DOOR_ROWS, Classifier
+from robench.data import Source, open_source
+from robench.data.mini import pinned_images
+from robench.data.source import check_image, ids_digest, pixel_digest
+from robench.environment import environment
+from robench.errors import DataError, ProtocolError, RunError, complaint, did_you_mean
+from robench.outcome import Outcome
+from robench.progress import Progress, Silent, Watcher
+from robench.protocol import FRACTION_FORM, Protocol, fraction
+from robench.registry import Registered, resolve
+from robench.result import ModelRecord, Result, read_result
+from robench.runs import Plan, PlannedData, Run, Shard, run_key
+from robench.zoo import Loaded
+from robench.zoo import resolve as resolve_model
+
+SHARD_SIZE = 64
+"""Examples that are written to disk together."""
+CPU_SLOTS = 32
+"""Examples attacked at a time on a CPU: more waste padding in the tail, fewer lose speed."""
+GPU_SLOTS = 256
+"""Examples attacked at a time on a GPU."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is rarely needed.
+
+    Attributes:
+      name: what to call a model that was handed in; by default its class or function.
+      weights: safetensors file for a named model.
+      fresh: start over instead of resuming or reusing the run in this folder.
+      shard_size: examples written to disk together.
+      watcher: is told of progress.
+    """
+
+    name: str | None = None
+    weights: str | Path | None = None
+    fresh: bool = False
+    shard_size: int = SHARD_SIZE
+    watcher: Watcher = dataclasses.field(default_factory=Silent)
+
+
+@overload
+def evaluate(
+    model: Any,
+    protocol: str | Path,
+    *,
+    data: Any = None,
+    limit: int | None = None,
+    run_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    options: Options | None = None,
+) -> Result: ...
+
+
+@overload
+def evaluate(
+    model: Any,
+    protocol: Sequence[str | Path],
+    *,
+    data: Any = None,
+    limit: int | None = None,
+    run_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    options: Options | None = None,
+) -> list[Result]: ...
+
+
+def evaluate(
+    model: Any,
+    protocol: str | Path | Sequence[str | Path],
+    *,
+    data: Any = None,
+    limit: int | None = None,
+    run_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    options: Options | None = None,
+) -> Result | list[Result]:
+    """Evaluate a model under a protocol, or under several.
+
+    The same call again resumes an unfinished run and reuses a finished one. The model, its mode and
+    the caller's random numbers are left as they were.
+
+    Args:
+      model: a name (`mini-resnet`, `module.path:function`), an `nn.Module` in eval mode, or any callable
+        on float32 RGB images in [0, 1], shape (N, 3, H, W), that returns logits, shape (N, K).
+      protocol: id (`mini-pgd-linf`), exact name (`mini-pgd-linf@1`), path of a TOML file, or a list.
+      data: None for the protocol's own data; a folder with one sub-folder per class; a pair (images,
+        labels); or a `robench.data.Source`. Other data than the protocol's makes the result unofficial.
+      limit: only the first so many examples, a random sample; makes the result partial.
+      run_dir: folder of the run; by default `runs/<model>/<protocol>-<run key>`.
+      device: by default where a handed-in module lies, else the CPU.
+      batch_size: examples attacked at a time; by default 32 on a CPU, 256 on a GPU.
+      options: what is rarer.
+    Returns:
+      The result, or one for each protocol.
+    Raises:
+      ProtocolError, ModelError, DataError, RunError: see `robench.errors`; before any attack.
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     result = evaluate("mini-resnet", "mini-pgd-linf", limit=8, run_dir=folder)
+      >>> result.data.count, result.status
+      (8, 'partial')
+    """
+    several = not isinstance(protocol, str | Path)
+    names = list(protocol) if several else [protocol]  # type: ignore[arg-type]  # one name here
+    registered = [resolve(name) for name in names]  # a misspelt name must not cost the runs before it
+    chosen = options or Options()
+    request = _Request(model, data, limit, device, batch_size, chosen)
+    folders = [
+        Path(run_dir) / entry.protocol.exact_name if several and run_dir is not None else run_dir
+        for entry in registered
+    ]
+    for name, entry in zip(names, registered, strict=True):
+        if str(name) == entry.protocol.id:
+            chosen.watcher.notice(f"{name} is {entry.protocol.exact_name} ({entry.protocol.status}).")
+    results = [_evaluate(request, entry, folder) for entry, folder in zip(registered, folders, strict=True)]
+    return results if several else results[0]
+
+
+def resume(
+    run_dir: str | Path,
+    *,
+    device: str | None = None,
+    batch_size: int | None = None,
+    watcher: Watcher | None = None,
+) -> Result:
+    """Finish a run of a named model, on this machine or another.
+
+    Args:
+      run_dir: folder of the run.
+      device, batch_size: as in `evaluate`.
+      watcher: is told of progress.
+    Raises:
+      RunError: the folder is no run, or its model or data were handed in from Python.
+    """
+    folder = Path(run_dir)
+    plan = Run.open(folder).plan
+    if plan.model.reference is None or plan.data.source not in ("folder", plan.protocol["data"]["source"]):
+        what = "a model" if plan.model.reference is None else "data"
+        advice = f'Call `robench.evaluate` again with the same arguments and `run_dir="{folder}"`.'
+        raise RunError(complaint(str(folder), "plan.json", f"of {what} handed in from Python", "names to load", advice))
+    options = Options(weights=plan.weights, shard_size=plan.shard_size, watcher=watcher or Silent())
+    request = _Request(plan.model.reference, plan.data.path, plan.data.limit, device, batch_size, options)
+    return _evaluate(request, Registered(plan.parsed_protocol(), plan.official), folder)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """The arguments of `evaluate` that hold for every protocol."""
+
+    model: Any
+    data: Any
+    limit: int | None
+    device: str | torch.device | None
+    batch_size: int | None
+    options: Options
+
+
+def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | None) -> Result:
+    protocol, options = registered.protocol, request.options
+    stages, budget = build_attack(protocol)
+    _check_numbers(request)
+    with _same_random_state(request.device):
+        classifier, loaded = _load(request)
+        source = open_source(
+            protocol.data.source, request.data, resize=protocol.data.resize, crop=protocol.data.crop
+        )
+        planned = _planned_data(protocol, source, request)
+        caveats, shape = _door(classifier, source, gradients=bool(stages))
+        model = _model_record(classifier, loaded, shape)
+        plan = Plan(
+            key=run_key(
+                protocol_digest=protocol.digest,
+                model=model,
+                ids_sha256=planned.ids_sha256,
+                limit=planned.limit,
+                attack_revision=REVISION,
+            ),
+            protocol=protocol.model_dump(mode="json", by_alias=True, exclude_none=True),
+            official=registered.official,
+            model=model,
+            weights=str(options.weights) if options.weights is not None else None,
+            data=planned,
+            shard_size=options.shard_size,
+            attack_revision=REVISION,
+            caveats=tuple(caveats),
+        )
+        folder = Path(run_dir) if run_dir is not None else default_folder(plan, protocol)
+        if options.fresh:
+            _clear(folder)
+        run = Run.create(folder, plan)
+        _check_same_function(run, model)
+        with run.locked():
+            if run.finished:
+                options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
+                return read_result(folder)
+            slots = request.batch_size or (CPU_SLOTS if classifier.device.type == "cpu" else GPU_SLOTS)
+            work = _Work(run, protocol, classifier, source, slots, options.watcher)
+            work.attack(stages, budget)
+            result = run.merge(environment())
+    options.watcher.end(result)
+    return result
+
+
+class _Work:
+    """Attacks the examples of the missing shards of a run, and writes each shard when it is full."""
+
+    def __init__(
+        self, run: Run, protocol: Protocol, classifier: Classifier, source: Source, slots: int, watcher: Watcher
+    ) -> None:
+        self.run, self.protocol, self.classifier, self.source = run, protocol, classifier, source
+        self.slots, self.watcher = slots, watcher
+        self.outcomes: dict[int, Outcome] = {}
+        self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
+        self.prefix = self.clean = self.robust = 0
+        self.began = time.monotonic()
+        self.segment = f"{time.time_ns():x}"
+
+    def attack(self, stages: Sequence[Stage], budget: Budget) -> None:
+        """Attack what is missing."""
+        run, missing = self.run, self.run.missing_shards()
+        for index in sorted(set(range(run.plan.shards)) - set(missing)):
+            shard = run.read_shard(index)  # a foreign or edited shard is found now, not after the work
+            self.outcomes.update(zip(run.plan.examples_of(index), shard.outcomes, strict=True))
+        self.watcher.begin(run.folder, self._progress())
+        if self.outcomes:
+            self.watcher.notice(f"Resuming {run.folder}: {len(self.outcomes)} of {run.plan.data.count} are done.")
+        run.record("start", {"segment": self.segment, "slots": self.slots, "missing_shards": len(missing)})
+        stream = drive(
+            stages,
+            self.classifier,
+            self._examples(missing),
+            budget=budget,
+            seed=self.protocol.seed,
+            slots=self.slots,
+            on_event=self._event,
+        )
+        try:
+            for finished in stream:
+                self._finish(finished)
+        except KeyboardInterrupt:
+            run.record("interrupted", {"segment": self.segment})
+            raise
+
+    def _examples(self, shards: Sequence[int]) -> Iterator[Example]:
+        """Examples of these shards, read as the driver asks for them."""
+        positions = [position for shard in shards for position in self.run.plan.examples_of(shard)]
+        for position, image in zip(positions, self.source.images(positions), strict=True):
+            example = self.source.ids[position]
+            check_image(image, example)
+            self.pixels[position // self.run.plan.shard_size] += pixel_digest(example, image)
+            yield Example(position, example, self.source.labels[position], image)
+
+    def _finish(self, finished: Finished) -> None:
+        self.outcomes[finished.index] = _outcome(finished)
+        shard = finished.index // self.run.plan.shard_size
+        positions = self.run.plan.examples_of(shard)
+        if all(position in self.outcomes for position in positions):
+            outcomes = [self.outcomes[position] for position in positions]
+            self.run.write_shard(Shard(shard, outcomes, self.pixels[shard] % 2**256))
+            self._record_cost()
+        self.watcher.update(self._progress())
+
+    def _record_cost(self) -> None:
+        passes, device = self.classifier.passes, self.classifier.device
+        details = {
+            "segment": self.segment,
+            "wall_seconds": round(time.monotonic() - self.began, 3),
+            "forward": passes.forward,
+            "backward": passes.backward,
+            "peak_memory_bytes": _peak_memory(device),
+            "device": _device_name(device),
+            "slots": self.slots,
+        }
+        self.run.record("progress", details)
+
+    def _event(self, kind: str, details: dict[str, Any]) -> None:
+        self.slots = details.get("slots", self.slots)
+        self.run.record(kind, {"segment": self.segment, **details})
+        self.watcher.notice(f"{kind}: {', '.join(f'{name} {value}' for name, value in details.items())}")
+
+    def _progress(self) -> Progress:
+        steps, scoring = self.protocol.score.steps, self.protocol.score.scoring
+        while (outcome := self.outcomes.get(self.prefix)) is not None:
+            self.prefix += 1
+            self.clean += outcome.clean_correct
+            self.robust += outcome.robust_at(steps[-1], scoring) if steps else outcome.clean_correct
+        total = self.run.plan.data.count
+        return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust)
+
+
+def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
+    """The stages and the budget of a protocol; its keys are checked against the attack's fields.
+
+    Raises:
+      ProtocolError: the attack is unknown, or a key is unknown, missing or of the wrong type.
+    """
+    where, spec = f"{protocol.id}.toml", protocol.attack
+    if spec is None or protocol.budget is None:
+        return [], LinfBall(0.0)
+    if spec.kind not in CATALOGUE:
+        advice = did_you_mean(spec.kind, CATALOGUE)
+        raise ProtocolError(complaint(where, "attack.kind", f"`{spec.kind}`", "the name of an attack", advice))
+    kind = CATALOGUE[spec.kind]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    types = typing.get_type_hints(kind)
+    settings = {}
+    for key, value in spec.settings.items():
+        if key not in fields:
+            raise ProtocolError(complaint(where, f"attack.{key}", "unknown", "a field", did_you_mean(key, fields)))
+        settings[key] = _setting(where, key, value, types[key])
+    for key, field in fields.items():
+        if key not in settings and field.default is dataclasses.MISSING:
+            raise ProtocolError(complaint(where, f"attack.{key}", "missing", "a value", "Add the key."))
+    try:
+        attack = kind(**settings)
+    except ProtocolError as error:
+        raise ProtocolError(f"{where}: {error}") from error
+    last = protocol.score.steps[-1]
+    if last > attack.steps:
+        raise ProtocolError(complaint(where, "score.steps", last, f"at most {attack.steps}, the steps of the attack"))
+    read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
+    budget = BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
+    return [Stage(attack, read_off)], budget
+
+
+def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any:
+    """A value of a protocol as its attack wants it; lengths and chances are fractions."""
+    if wanted is float:
+        try:
+            return float(fraction(str(value) if not isinstance(value, bool) else ""))
+        except ValueError as error:
+            raise ProtocolError(complaint(where, f"attack.{key}", repr(value), FRACTION_FORM)) from error
+    if type(value) is not wanted:
+        raise ProtocolError(complaint(where, f"attack.{key}", repr(value), f"a value of type {wanted.__name__}"))
+    return value
+
+
+def default_folder(plan: Plan, protocol: Protocol) -> Path:
+    """`runs/<model>/<protocol>-<first 8 digits of the run key>`."""
+    model = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.model.name).strip("-.") or "model"
+    return Path("runs") / model / f"{protocol.id}-{plan.key[:8]}"
+
+
+def _check_numbers(request: _Request) -> None:
+    numbers = {"limit": request.limit, "batch_size": request.batch_size, "shard_size": request.options.shard_size}
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            error = DataError if name == "limit" else RunError
+            raise error(complaint("evaluate", name, repr(value), "a whole number of at least 1"))
+
+
+@contextmanager
+def _same_random_state(device: str | torch.device | None) -> Iterator[None]:
+    """Leave the caller's generators as they are, whatever the model draws."""
+    on_gpu = device is not None and torch.device(device).type == "cuda" or torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []):
+        yield
+
+
+def _load(request: _Request) -> tuple[Classifier, Loaded | None]:
+    options = request.options
+    if not isinstance(request.model, str):
+        return Classifier(request.model, name=options.name, device=request.device), None
+    loaded = resolve_model(request.model, weights=options.weights)
+    model = loaded.model
+    if isinstance(model, torch.nn.Module) and request.device is not None:
+        model = model.to(request.device)
+    return Classifier(model, name=options.name or loaded.name, device=request.device), loaded
+
+
+def _planned_data(protocol: Protocol, source: Source, request: _Request) -> PlannedData:
+    total = len(source.ids)
+    limit = request.limit if request.limit is not None and request.limit < total else None
+    path = str(Path(request.data).resolve()) if isinstance(request.data, str | Path) else None
+    return PlannedData(
+        source=source.name,
+        path=path,
+        count=limit or total,
+        of=protocol.data.count,
+        limit=limit,
+        ids_sha256=ids_digest(source.ids[:limit]),
+        official=ids_digest(source.ids) == protocol.data.ids_sha256,
+    )
+
+
+def _door(classifier: Classifier, source: Source, *, gradients: bool) -> tuple[list[str], tuple[int, int]]:
+    """Show the model its first batch; returns caveats and the size of the images."""
+    images: list[Tensor] = []
+    count = min(DOOR_ROWS, len(source.ids))
+    for position, image in zip(range(count), source.images(range(count)), strict=True):
+        check_image(image, source.ids[position])
+        images.append(image)
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise DataError(complaint(source.name, "images", f"of shapes {sorted(shapes)}", "one shape"))
+    height, width = images[0].shape[1:]
+    least = max(source.labels) + 1
+    caveats = classifier.check(torch.stack(images), classes=source.classes, least=least, gradients=gradients)
+    return caveats, (height, width)
+
+
+def _model_record(classifier: Classifier, loaded: Loaded | None, shape: tuple[int, int]) -> ModelRecord:
+    pinned = torch.from_numpy(pinned_images(max(shape))).float() / 255
+    module = classifier.module
+    own = f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else "callable"
+    return ModelRecord(
+        name=classifier.name,
+        reference=loaded.reference if loaded else None,
+        loader=loaded.loader if loaded else own,
+        weights_sha256=loaded.weights_sha256 if loaded else None,
+        state_digest=classifier.state_digest(),
+        parameters=classifier.parameter_count(),
+        fingerprint=tuple(classifier.fingerprint(pinned[:, :, : shape[0], : shape[1]])),
+    )
+
+
+def _check_same_function(run: Run, model: ModelRecord) -> None:
+    """A model that is resumed must say what it said, up to what another machine may change."""
+    planned = run.plan.model.fingerprint
+    differing = sum(
+        then[0] != now[0] or not math.isclose(then[1], now[1], rel_tol=0.02, abs_tol=0.02)
+        for then, now in zip(planned, model.fingerprint, strict=True)
+    )
+    if differing > len(planned) // 16:
+        found = f"different on {differing} of {len(planned)} pinned images"
+        advice = "Its code changed since the run began: use `--fresh` to start over."
+        raise RunError(complaint(str(run.folder), "model", found, "the same answers as when the run began", advice))
+
+
+def _clear(folder: Path) -> None:
+    """Delete a run, and nothing that is none."""
+    if not folder.exists():
+        return
+    if any(folder.iterdir()) and not (folder / "plan.json").exists():
+        raise RunError(complaint(str(folder), "run_dir", "not a run", "a run to start over, or a new folder"))
+    shutil.rmtree(folder)
+
+
+def _outcome(finished: Finished) -> Outcome:
+    return Outcome(
+        id=finished.id,
+        label=finished.label,
+        clean=finished.clean_prediction,
+        attacked=finished.attacked_prediction,
+        clean_margin=finished.clean_margin,
+        attacked_margin=finished.attacked_margin,
+        fooled_at=finished.fooled_at,
+        stage=finished.stage,
+        unconfirmed=finished.unconfirmed,
+        error=finished.error,
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most memory this process ever held: on the GPU if it works there, else resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
+
+
