@@ -6,7 +6,7 @@ Not here: anything that knows what the tensors mean.
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -34,12 +34,12 @@ def _combine(records: list[R], change: Callable[[list[Tensor]], Tensor]) -> R:
     first = records[0]
     if isinstance(first, Tensor):
         return change(records)  # type: ignore[arg-type, return-value]  # R is Tensor here
-    if not is_dataclass(first):
+    if not is_dataclass(first) or isinstance(first, type):
         return first
     changes: dict[str, Any] = {
         field.name: _combine([getattr(record, field.name) for record in records], change) for field in fields(first)
     }
-    return type(first)(**changes)  # type: ignore[return-value]  # a dataclass of the same type
+    return replace(first, **changes)
 
 
 def pad_rows(images: Tensor, rows: int) -> Tensor:

@@ -7,9 +7,11 @@ Not here: radii of protocols (`benchmarks/`), and patches' textures.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from robench.errors import BudgetError, complaint
@@ -110,14 +112,14 @@ class L2Ball:
         return (clean + scale * change).clamp(0, 1)
 
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
-        distance = (images - clean).double().flatten(1).norm(dim=1).float()
+        distance: Tensor = torch.linalg.vector_norm((images - clean).double().flatten(1), dim=1).float()
         return (distance - self.epsilon).maximum(_outside_box(images))
 
 
 def _length(images: Tensor) -> Tensor:
     """Euclidean length of each image, never zero, shape (N, 1, 1, 1)."""
-    return images.flatten(1).norm(dim=1).clamp(min=1e-12)[:, None, None, None]
+    return torch.linalg.vector_norm(images.flatten(1), dim=1).clamp(min=1e-12)[:, None, None, None]
 
 
-BUDGETS = {"linf": LinfBall, "l2": L2Ball}
+BUDGETS: dict[str, Callable[[float], Budget]] = {"linf": LinfBall, "l2": L2Ball}
 """Budget by the name of its norm in a protocol."""

@@ -87,7 +87,8 @@ class Classifier:
         """
         self.passes.forward += len(images)
         with torch.no_grad():
-            return self._call(pad_rows(images, self.minimum_rows))[: len(images)].to(torch.float32)
+            answer: Tensor = self._call(pad_rows(images, self.minimum_rows))
+        return answer[: len(images)].detach().to(torch.float32)
 
     def gradient(self, images: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, objective and its gradient with respect to each image.
@@ -150,7 +151,7 @@ class Classifier:
 
     def fingerprint(self, images: Tensor) -> list[tuple[int, float]]:
         """What the model says to pinned images: best class and its logit to 4 digits, one pair each."""
-        logits = torch.cat([self.logits(chunk.to(self.device)) for chunk in images.split(32)])
+        logits = torch.cat([self.logits(chunk.to(self.device)) for chunk in torch.split(images, 32)])
         best = logits.max(dim=1)
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [(int(index), float(f"{value:.4g}")) for index, value in pairs]
@@ -173,23 +174,22 @@ class Classifier:
 
     def _first_answer(self, batch: Tensor) -> Tensor:
         """The first answer of all, which also tells whether the callable speaks tensors or NumPy."""
+        answer: Any = None
         refused: Exception | None = None
-        with torch.no_grad():
+        for numpy in [False, True] if self._speaks_numpy is None else [self._speaks_numpy]:
+            self._speaks_numpy = numpy
             try:
-                answer = self._call(batch)
-                if self._speaks_numpy is None:
-                    self._speaks_numpy = not isinstance(answer, Tensor)
-            except Exception as error:
-                refused = error
-            if refused is not None and self._speaks_numpy is None:
-                try:
-                    self._speaks_numpy = True
+                with torch.no_grad():
                     answer = self._call(batch)
-                    refused = None
-                except Exception:
-                    self._speaks_numpy = None
-            elif refused is None and self._speaks_numpy and isinstance(answer, np.ndarray):
-                answer = torch.as_tensor(answer).to(self.device)
+            except Exception as error:
+                refused = refused or error
+                continue
+            if isinstance(answer, np.ndarray) and not numpy:
+                continue  # it takes tensors but answers in arrays: ask it in arrays altogether
+            refused = None
+            break
+        else:
+            self._speaks_numpy = None
         if refused is not None:
             summary = (str(refused).splitlines() or [""])[0][:200]
             message = complaint(
@@ -206,7 +206,7 @@ class Classifier:
                     self.name, "logits", type(answer).__name__, "one tensor of shape (N, K)", "Return the logits only."
                 )
             )
-        return answer
+        return answer.detach()
 
     def _check_mode(self, module: nn.Module) -> None:
         training = next((name or type(module).__name__ for name, part in module.named_modules() if part.training), None)

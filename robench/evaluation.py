@@ -134,7 +134,7 @@ def evaluate(
       (8, 'partial')
     """
     several = not isinstance(protocol, str | Path)
-    names = list(protocol) if several else [protocol]  # type: ignore[arg-type]  # one name here
+    names = [protocol] if isinstance(protocol, str | Path) else list(protocol)
     registered = [resolve(name) for name in names]  # a misspelt name must not cost the runs before it
     chosen = options or Options()
     request = _Request(model, data, limit, device, batch_size, chosen)
@@ -194,9 +194,7 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
     _check_numbers(request)
     with _same_random_state(request.device):
         classifier, loaded = _load(request)
-        source = open_source(
-            protocol.data.source, request.data, resize=protocol.data.resize, crop=protocol.data.crop
-        )
+        source = open_source(protocol.data.source, request.data, resize=protocol.data.resize, crop=protocol.data.crop)
         planned = _planned_data(protocol, source, request)
         caveats, shape = _door(classifier, source, gradients=bool(stages))
         model = _model_record(classifier, loaded, shape)
@@ -385,8 +383,8 @@ def _check_numbers(request: _Request) -> None:
 @contextmanager
 def _same_random_state(device: str | torch.device | None) -> Iterator[None]:
     """Leave the caller's generators as they are, whatever the model draws."""
-    on_gpu = device is not None and torch.device(device).type == "cuda" or torch.cuda.is_initialized()
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if on_gpu else []):
+    on_gpu = device is not None and torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if on_gpu else []):
         yield
 
 
@@ -496,5 +494,3 @@ def _device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type}, {torch.get_num_threads()} threads"
-
-

@@ -9,6 +9,8 @@ import gzip
 import hashlib
 import io
 import math
+import re
+import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -81,7 +83,10 @@ class Outcome:
         if any(math.isnan(value) for value in margins):
             raise ValueError("a margin that is no number")
         steps = tuple(int(step) for step in row[6].split())
-        return cls(row[0], int(row[1]), int(row[2]), int(row[3]), *margins, steps, row[7], int(row[8]), row[9])
+        outcome = cls(row[0], int(row[1]), int(row[2]), int(row[3]), *margins, steps, row[7], int(row[8]), row[9])
+        if outcome.row() != list(row):  # such as "+1" or a fourth digit: the digest would not see the difference
+            raise ValueError(f"{','.join(row)!r}, which reads as {','.join(outcome.row())!r}")
+        return outcome
 
 
 COLUMNS = tuple(field.name for field in fields(Outcome))
@@ -90,11 +95,13 @@ COLUMNS = tuple(field.name for field in fields(Outcome))
 
 def to_csv(outcomes: Iterable[Outcome]) -> bytes:
     """Outcomes as CSV with a header, the same bytes on every machine."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows(outcome.row() for outcome in outcomes)
-    return text.getvalue().encode()
+    rows = [COLUMNS, *(outcome.row() for outcome in outcomes)]
+    return "".join(",".join(map(_cell, row)) + "\n" for row in rows).encode()
+
+
+def _cell(text: str) -> str:
+    """A field, quoted where needed; `csv.writer` leaves a carriage return bare before Python 3.13."""
+    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
 
 
 def from_csv(content: bytes, *, where: str) -> list[Outcome]:
@@ -115,6 +122,9 @@ def from_csv(content: bytes, *, where: str) -> list[Outcome]:
             outcomes.append(Outcome.of_row(row))
         except ValueError as error:
             raise RunError(complaint(where, f"line {number}", str(error), "an outcome")) from error
+    if to_csv(outcomes) != content:
+        what = "written with other line ends or quotes"
+        raise RunError(complaint(where, "content", what, "outcomes as robench writes them"))
     return outcomes
 
 
@@ -140,7 +150,7 @@ def read_outcomes(path: Path) -> list[Outcome]:
     try:
         with gzip.open(path) as file:
             content = file.read()
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise RunError(
             complaint(str(path), "file", f"unreadable ({error})", "outcomes as robench writes them")
         ) from error

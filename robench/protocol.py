@@ -6,6 +6,7 @@ attack mean (`evaluation` checks them against the attack's fields).
 
 import hashlib
 import json
+import re
 import tomllib
 from fractions import Fraction
 from pathlib import Path
@@ -25,11 +26,11 @@ def fraction(text: str) -> Fraction:
     """The value of a fraction such as "4/255" or "3"; ValueError for anything else."""
     numerator, slash, denominator = text.partition("/")
     if not (
-        numerator.isascii() and numerator.isdigit() and (not slash or denominator.isascii() and denominator.isdigit())
+        numerator.isascii() and numerator.isdigit() and (not slash or (denominator.isascii() and denominator.isdigit()))
     ):
         raise ValueError(f"expected {FRACTION_FORM}")
     if slash and int(denominator) == 0:
-        raise ValueError("a denominator cannot be zero")
+        raise ValueError("expected a denominator other than zero")
     return Fraction(int(numerator), int(denominator) if slash else 1)
 
 
@@ -124,6 +125,8 @@ class Protocol(_Table):
             raise ValueError("expected `attack` and `budget` together, or neither")
         if self.attack is not None and not self.score.steps:
             raise ValueError("expected `score.steps`: the steps at which robust accuracy is read off")
+        if self.attack is None and self.score.steps:
+            raise ValueError("expected no `score.steps` without an attack")
         return self
 
     @property
@@ -164,7 +167,8 @@ def parse_protocol(content: dict[str, Any], *, where: str) -> Protocol:
     try:
         return Protocol.model_validate(content)
     except ValidationError as error:
-        raise ProtocolError("\n".join(_explain(detail, where) for detail in error.errors())) from error
+        lines = [_explain(detail, where) for detail in error.errors()]
+        raise ProtocolError("\n".join(dict.fromkeys(lines))) from error  # a union complains once for each branch
 
 
 _KNOWN_KEYS = {
@@ -177,7 +181,8 @@ _KNOWN_KEYS = {
 def _explain(detail: ErrorDetails, where: str) -> str:
     """One validation error in the form of all messages."""
     path = [str(part) for part in detail["loc"]]
-    if path[:1] == ["attack"]:
+    setting = path[:1] == ["attack"] and len(path) > 2
+    if setting:
         path = path[:2]  # the rest names the branches of a union
     key, value = ".".join(path) or "protocol", repr(detail["input"])
     if detail["type"] == "extra_forbidden":
@@ -188,5 +193,7 @@ def _explain(detail: ErrorDetails, where: str) -> str:
         return complaint(where, key, value, FRACTION_FORM, "Floats would make two protocols differ in the last bit.")
     if len(value) > 80:
         value = "as it stands in the file"
-    reason = detail["msg"].removeprefix("Value error, ").removeprefix("expected ")
-    return complaint(where, key, value, reason[:1].lower() + reason[1:])
+    if setting:
+        return complaint(where, key, value, "a whole number, a string or a boolean")
+    reason = re.sub(r"^(Value error, expected|Input should be|String should) ", "", detail["msg"])
+    return complaint(where, key, value, re.sub(r"^match pattern", "text that matches", reason))

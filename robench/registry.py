@@ -65,7 +65,7 @@ def read_lock(path: Path) -> dict[str, str]:
     wrong = next((line for line in lines if len(line) != 2 or not re.fullmatch(r"[0-9a-f]{64}", line[1])), None)
     if wrong is not None:
         raise ProtocolError(complaint(path.name, "line", repr(" ".join(wrong)), "`id@version sha256`"))
-    return {name: digest for name, digest in lines}
+    return dict(lines)
 
 
 def _hold_to_lock(protocols: Mapping[str, Protocol], lock: Mapping[str, str]) -> None:
@@ -107,7 +107,7 @@ def resolve(name: str | Path) -> Registered:
     if isinstance(name, Path) or text.endswith(".toml") or "/" in text:
         return Registered(read_protocol(Path(name)), official=False)
     known = shipped()
-    protocol_id, at, version = text.partition("@")
+    protocol_id, at, _ = text.partition("@")
     ids = {protocol.id for protocol in known.values()}
     if protocol_id not in ids:
         advice = did_you_mean(protocol_id, ids)

@@ -7,6 +7,7 @@ same bytes. Not here: the run that gathers outcomes (`runs`), and comparing two 
 import json
 import math
 from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any, Literal
@@ -15,9 +16,9 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
 from robench.errors import RunError, complaint
 from robench.outcome import Outcome, digest, read_outcomes
-from robench.protocol import Protocol, Sha256
+from robench.protocol import Protocol, Sha256, parse_protocol
 
-SCHEMA = "robench.result/1"
+SCHEMA: Literal["robench.result/1"] = "robench.result/1"
 
 
 class _Record(BaseModel):
@@ -36,6 +37,7 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     Example:
       >>> [round(bound, 4) for bound in wilson(43, 100)]
       [0.3373, 0.5278]
+
     References:
       Wilson 1927, "Probable inference, the law of succession, and statistical inference". Deviates: none.
     """
@@ -224,7 +226,10 @@ def score(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Metric, ...]
 
 
 def read_result(folder: Path) -> Result:
-    """Read `result.json` of a run folder, and recompute its metrics' counts from the outcomes beside it.
+    """Read `result.json` of a run folder, and recompute its metrics from the outcomes beside it.
+
+    How to recompute is in the protocol, which lies in the `plan.json` of the run; without that file the
+    outcomes' digest alone is compared.
 
     Raises:
       RunError: a file is missing or malformed, or result and outcomes do not belong together.
@@ -239,12 +244,38 @@ def read_result(folder: Path) -> Result:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "result"
         raise RunError(complaint(str(path), key, repr(first["input"])[:80], first["msg"])) from error
-    _verified_outcomes(result, folder)
+    _hold_to_outcomes(result, folder, _verified_outcomes(result, folder))
     try:
         cost: dict[str, Any] = json.loads((folder / "cost.json").read_bytes())
     except (OSError, ValueError):
         cost = {}
     return result.in_folder(folder, cost)
+
+
+def _hold_to_outcomes(result: Result, folder: Path, outcomes: Sequence[Outcome]) -> None:
+    """Compare the metrics of a result with those that its outcomes give."""
+    path, advice = folder / "plan.json", "One of the two files was changed; run again with `--fresh`."
+    if not path.exists():
+        return
+    try:
+        content = json.loads(path.read_bytes())["protocol"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RunError(complaint(str(path), "protocol", "unreadable", "the protocol of the run", advice)) from error
+    protocol = parse_protocol(content, where=str(path))
+    if protocol.digest != result.protocol.digest:
+        expected = f"{result.protocol.digest}, as result.json says"
+        raise RunError(complaint(str(path), "protocol", protocol.digest, expected, advice))
+    for stated, found in zip_longest(result.metrics, score(protocol, outcomes)):
+        if stated != found:
+            expected = f"{_counts(found)}, as the outcomes say"
+            raise RunError(complaint(str(folder / "result.json"), "metrics", _counts(stated), expected, advice))
+
+
+def _counts(metric: Metric | None) -> str:
+    if metric is None:
+        return "missing"
+    low, high = metric.interval
+    return f"{metric.name} {metric.numerator}/{metric.denominator} = {metric.value} [{low}, {high}]"
 
 
 def _verified_outcomes(result: Result, folder: Path) -> list[Outcome]:

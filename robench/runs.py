@@ -221,11 +221,15 @@ class Run:
           RunError: it is not; digests found and expected are named.
         """
         path = self.shard_path(index)
-        first, _, body = path.read_bytes().partition(b"\n")
         advice = f"Delete the file and resume: its {len(self.plan.examples_of(index))} examples are attacked again."
         try:
+            first, _, body = path.read_bytes().partition(b"\n")
+        except OSError as error:
+            reason = error.strerror or type(error).__name__
+            raise RunError(complaint(str(path), "file", f"unreadable ({reason})", "a shard", advice)) from error
+        try:
             header = json.loads(first.removeprefix(b"# "))
-            stated, run = str(header.pop("sha256")), str(header["run"])
+            stated, run, place = str(header.pop("sha256")), str(header["run"]), header["index"]
             pixels = int(header["pixels"], 16)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             found = hashlib.sha256(first).hexdigest()
@@ -239,8 +243,8 @@ class Run:
         if found != stated:
             raise RunError(complaint(str(path), "sha256", found, f"{stated}, as its header says", advice))
         outcomes = from_csv(body, where=str(path))
-        if header["index"] != index or len(outcomes) != len(self.plan.examples_of(index)):
-            what = f"{header['index']} with {len(outcomes)} rows (sha256 {found})"
+        if place != index or len(outcomes) != len(self.plan.examples_of(index)):
+            what = f"{place} with {len(outcomes)} rows (sha256 {found})"
             expected = f"{index} with {len(self.plan.examples_of(index))} rows"
             raise RunError(complaint(str(path), "index", what, expected, advice))
         return Shard(index, outcomes, pixels)
@@ -373,7 +377,10 @@ def _writing(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        advice = f"What is finished is kept: make room, then `robench resume {folder}`."
+        if (folder / "plan.json").exists():
+            advice = f"What is finished is kept: make room, then `robench resume {folder}`."
+        else:
+            advice = "Nothing was computed yet: make room, or choose another `run_dir`."
         reason = error.strerror or type(error).__name__
         raise RunError(
             complaint(str(folder), "run_dir", f"not writable ({reason})", "room to write", advice)

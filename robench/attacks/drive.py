@@ -277,8 +277,8 @@ class _Driver:
         """Put waiting records into free slots; drop half of the slots when they cannot be filled."""
         free = [slot for slot, record in enumerate(pool.records) if record is None]
         free += range(len(pool.records), self.slots)
-        if pool.waiting:
-            newcomers = [pool.waiting.popleft() for _ in range(min(len(free), len(pool.waiting)))]
+        newcomers = [pool.waiting.popleft() for _ in range(min(len(free), len(pool.waiting)))]
+        if newcomers:
             incoming = join(
                 [parked if parked is not None else self._fresh(pool, record) for record, parked in newcomers]
             )
@@ -413,7 +413,7 @@ class _Driver:
                     continue
             if record.error or done[slot]:
                 record.done = True
-                record.attacked_margin = float(pool.slots.margin[slot])
+                record.attacked_margin = 0.0 if record.error else float(pool.slots.margin[slot])
                 pool.records[slot] = None
                 self._pass_on(record, depth)
 

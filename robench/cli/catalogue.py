@@ -3,7 +3,8 @@
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from robench.cli.screen import out, print_json
 from robench.registry import list_protocols, resolve
@@ -18,7 +19,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdou
     table = Table("protocol", "status", "data", "what it measures")
     for protocol in protocols:
         data = f"{protocol.data.source}, {protocol.data.count:,}"
-        table.add_row(protocol.exact_name, protocol.status, data, protocol.title)
+        table.add_row(protocol.exact_name, protocol.status, data, escape(protocol.title))
     out.print(table)
 
 
@@ -34,13 +35,13 @@ def show(
         return
     out.print(f"{registered.protocol.exact_name}: {registered.protocol.title}", markup=False)
     out.print(registered.protocol.summary, markup=False)
-    table = Table("key", "value")
+    table = Table("key", Column("value", overflow="fold"))  # a digest that is cut pins nothing
     for key, value in content.items():
         if key in ("schema", "id", "version", "title", "summary"):
             continue
         rows = value.items() if isinstance(value, dict) else [("", value)]
         for part, each in rows:
-            table.add_row(f"{key}.{part}".rstrip("."), str(each).replace("[", "\\["))
+            table.add_row(f"{key}.{part}".rstrip("."), escape(str(each)))
     table.add_row("digest", registered.protocol.digest)
     table.add_row("official", "yes" if registered.official else "no")
     out.print(table)

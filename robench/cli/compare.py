@@ -1,9 +1,11 @@
 """`robench compare`: two runs on the same examples, and a gate for continuous integration."""
 
+import math
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from robench.cli.screen import out, print_json
@@ -21,6 +23,8 @@ def compare(
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Compare two runs example by example: paired McNemar test, and non-inferiority within a margin."""
+    if margin is not None and not math.isfinite(margin):
+        raise typer.BadParameter(f"{margin} is no number of points.", param_hint="--margin")
     found = compare_runs(run_a, run_b)
     low, high = found.interval
     passed = found.non_inferior(margin) if margin is not None else None
@@ -45,8 +49,8 @@ def compare(
         for letter, result in (("A", found.a), ("B", found.b)):
             metric = result.headline
             bounds = wilson(metric.numerator, metric.denominator)
-            interval = f"\\[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
-            table.add_row(letter, result.model.name, percent(metric), interval)
+            interval = f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+            table.add_row(letter, escape(result.model.name), percent(metric), escape(interval))
         out.print(table)
         out.print(f"only A robust: {found.only_a}, only B robust: {found.only_b}, of {found.total}")
         points = f"{100 * found.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
+from rich.markup import escape
+from rich.table import Column, Table
 
 from robench.cli.screen import out, print_json
 from robench.environment import environment
@@ -40,9 +41,9 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     if json:
         print_json({"ok": not broken, **report})
     else:
-        table = Table("what", "found")
+        table = Table("what", Column("found", overflow="fold"))
         for key, value in report.items():
-            table.add_row(key, value)
+            table.add_row(key, escape(value))
         out.print(table)
         out.print("Something is broken; see above." if broken else "Ready.")
     if broken:

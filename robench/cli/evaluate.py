@@ -1,20 +1,17 @@
 """`robench evaluate` and `robench resume`: run, show progress, print the result."""
 
-import signal
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from types import FrameType
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from robench.cli.screen import bar, err, out, print_json
-from robench.errors import RobenchError
 from robench.progress import Progress
 from robench.result import Result, percent, wilson
 
@@ -49,8 +46,8 @@ class Screen:
             self._last = now
             rate = (progress.done - self._already) / max(now - self._started, 1e-9)
             left = (progress.total - progress.done) / rate if rate else float("inf")
-            note = _so_far(progress)
-            err.print(f"{progress.done}/{progress.total} examples, {rate:.1f}/s, {left:.0f} s left{note and ', ' + note}")
+            line = f"{progress.done}/{progress.total} examples, {rate:.1f}/s, {left:.0f} s left"
+            err.print(", ".join(part for part in (line, _so_far(progress)) if part), markup=False)
 
     def end(self, result: Result) -> None:
         self.stop()
@@ -66,7 +63,8 @@ def _so_far(progress: Progress) -> str:
         return ""
     low, high = wilson(progress.robust, progress.prefix)
     clean, robust = progress.clean / progress.prefix, progress.robust / progress.prefix
-    return f"first {progress.prefix}: clean {100 * clean:.1f} %, robust {100 * robust:.1f} % [{100 * low:.1f}, {100 * high:.1f}]"
+    interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return f"first {progress.prefix}: clean {100 * clean:.1f} %, robust {100 * robust:.1f} % {interval}"
 
 
 def evaluate(
@@ -90,26 +88,15 @@ def evaluate(
         options = Options(name=name, weights=weights, fresh=fresh, watcher=screen)
         results = run(
             model,
-            protocols,
+            protocols if len(protocols) > 1 else protocols[0],
             data=data,
             limit=limit,
-            run_dir=run_dir if len(protocols) > 1 or run_dir is None else None,
+            run_dir=run_dir,
             device=device,
             batch_size=batch_size,
             options=options,
-        ) if len(protocols) > 1 else [
-            run(
-                model,
-                protocols[0],
-                data=data,
-                limit=limit,
-                run_dir=run_dir,
-                device=device,
-                batch_size=batch_size,
-                options=options,
-            )
-        ]
-    _report(results, json)
+        )
+    _report(results if isinstance(results, list) else [results], json)
 
 
 def resume(
@@ -128,18 +115,20 @@ def resume(
 
 @contextmanager
 def _shown() -> Iterator[Screen]:
-    """A screen that is taken away at the end, and Ctrl-C that says how to go on."""
+    """A screen that is taken away at the end, and Ctrl-C that says how to go on.
+
+    What the user's own code prints goes to stderr, so that stdout holds results only.
+    """
     screen = Screen()
     try:
-        yield screen
+        with redirect_stdout(sys.stderr):
+            yield screen
     except KeyboardInterrupt:
         screen.stop()
         if screen.run_dir is not None:
-            err.print(f"Interrupted; what is finished is kept. Go on with:\n  robench resume {screen.run_dir}", markup=False)
+            advice = f"Go on with:\n  robench resume {screen.run_dir}"
+            err.print(f"Interrupted; what is finished is kept. {advice}", markup=False)
         raise typer.Exit(130) from None
-    except RobenchError:
-        screen.stop()
-        raise
     finally:
         screen.stop()
 
@@ -162,12 +151,13 @@ def _report(results: list[Result], json: bool) -> None:
 
 def table(result: Result) -> Table:
     """The metrics of a result with counts and intervals."""
-    rows = Table(title=f"{result.model.name} under {result.protocol.id}@{result.protocol.version}", title_justify="left")
+    title = f"{result.model.name} under {result.protocol.id}@{result.protocol.version}"
+    rows = Table(title=escape(title), title_justify="left")
     rows.add_column("metric")
     for column in ("value", "95 % interval", "examples"):
         rows.add_column(column, justify="right")
     for metric in result.metrics:
         low, high = metric.interval
-        interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
-        rows.add_row(metric.name, percent(metric), interval.replace("[", "\\["), f"{metric.numerator}/{metric.denominator}")
+        interval, counts = f"[{100 * low:.1f}, {100 * high:.1f}]", f"{metric.numerator}/{metric.denominator}"
+        rows.add_row(metric.name, percent(metric), escape(interval), counts)
     return rows

@@ -67,6 +67,10 @@ def train(
     try:
         provenance = {"environment": environment(), "threads": torch.get_num_threads()}
         weights = follow(load_recipe(recipe), folder, provenance=provenance, watcher=screen)
+    except KeyboardInterrupt:
+        screen.end()
+        err.print("Interrupted; the same command goes on after the last whole epoch.")
+        raise typer.Exit(130) from None
     finally:
         screen.end()
-    out.print(f"Weights: {weights}\nLog: {weights.with_suffix('.jsonl')}")
+    out.print(f"Weights: {weights}\nLog: {weights.with_suffix('.jsonl')}", markup=False)

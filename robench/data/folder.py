@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from robench.data.source import by_hash
+from robench.data.source import by_hash, check_ids
 from robench.errors import DataError, complaint
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
@@ -22,7 +22,7 @@ class FolderSource:
       resize: length of the shorter side after resizing (bilinear, Pillow), in pixels; None: as it is.
       crop: side of the centre crop, in pixels.
     Raises:
-      DataError: the folder is missing or holds no images in class folders.
+      DataError: the folder is missing, holds no images in class folders, or a file's name is no UTF-8.
     """
 
     def __init__(self, root: Path, *, resize: int | None, crop: int) -> None:
@@ -33,12 +33,13 @@ class FolderSource:
             (path, label)
             for label, name in enumerate(classes)
             for path in sorted((root / name).iterdir())
-            if path.suffix.lower() in SUFFIXES
+            if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
         ]
         if not files:
             advice = f"Lay the images out as {root}/<class>/<name>.png."
             raise DataError(complaint(str(root), "data", "empty", "images in one sub-folder per class", advice))
         names = [path.relative_to(root).as_posix() for path, _ in files]
+        check_ids(names, where=str(root))
         order = by_hash(names)
         self._files = [files[index][0] for index in order]
         self._resize, self._crop = resize, crop
@@ -56,13 +57,17 @@ def read_image(path: Path, *, resize: int | None, crop: int) -> Tensor:
     """Decode, resize and crop one image, float32 in [0, 1], shape (3, crop, crop).
 
     Raises:
-      DataError: the file cannot be decoded, or the image is smaller than the crop.
+      DataError: the file cannot be decoded, has more than 8 bits a channel, or is smaller than the crop.
     """
     try:
         with Image.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
-        raise DataError(complaint(str(path), "image", f"unreadable ({error})", "an image that Pillow decodes")) from error
+            mode, image = file.mode, file.convert("RGB")
+    except Exception as error:  # a broken file makes Pillow raise SyntaxError, ValueError and others, too
+        found = f"unreadable ({error})"
+        raise DataError(complaint(str(path), "image", found, "an image that Pillow decodes")) from error
+    if mode.startswith(("I", "F")):  # Pillow clips these to 255: mostly white
+        advice = "Convert it to 8 bits first."
+        raise DataError(complaint(str(path), "image", f"of mode {mode}", "8 bits a channel", advice))
     if resize is not None:
         shorter = min(image.size)
         size = (resize * image.width // shorter, resize * image.height // shorter)

@@ -4,6 +4,7 @@ Not here: any data set (one file each, listed in `robench.data.CATALOGUE`).
 """
 
 import hashlib
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
@@ -11,22 +12,32 @@ from torch import Tensor
 
 from robench.errors import DataError, complaint
 
+_UNWRITABLE = re.compile(r"[\n\r\0\ud800-\udfff]")  # the last are bytes of a file name that are no UTF-8
+
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples in protocol order.
+    """Examples in protocol order."""
 
-    Attributes:
-      name: what to call it in results.
-      ids: unique names of the examples, stable across machines.
-      labels: true classes, from 0.
-      classes: number of classes; None: whatever the model tells apart.
-    """
+    @property
+    def name(self) -> str:
+        """What to call it in results."""
+        ...
 
-    name: str
-    ids: Sequence[str]
-    labels: Sequence[int]
-    classes: int | None
+    @property
+    def ids(self) -> Sequence[str]:
+        """Unique names of the examples, stable across machines."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """True classes, from 0."""
+        ...
+
+    @property
+    def classes(self) -> int | None:
+        """Number of classes; None: whatever the model tells apart."""
+        ...
 
     def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
         """Images at these positions, in this order, float32 in [0, 1], shape (3, H, W).
@@ -52,6 +63,17 @@ def by_hash(ids: Sequence[str]) -> list[int]:
     return sorted(range(len(ids)), key=lambda position: hashlib.sha256(ids[position].encode()).digest())
 
 
+def check_ids(ids: Sequence[str], *, where: str) -> None:
+    """Check that ids can be written into the table of outcomes.
+
+    Raises:
+      DataError: an id is empty, holds a line break, or is no text.
+    """
+    for example in ids:
+        if not isinstance(example, str) or not example or _UNWRITABLE.search(example):
+            raise DataError(complaint(where, "ids", repr(example), "ids in UTF-8 without line breaks"))
+
+
 def check_source(source: Source, *, where: str) -> None:
     """Check ids and labels before anything is read.
 
@@ -66,9 +88,7 @@ def check_source(source: Source, *, where: str) -> None:
     if len(set(source.ids)) != len(source.ids):
         twice = next(example for example in source.ids if list(source.ids).count(example) > 1)
         raise DataError(complaint(where, "ids", f"not unique ({twice!r} twice)", "an id of its own for each example"))
-    broken = next((example for example in source.ids if not example or any(char in example for char in "\n\r\0")), None)
-    if broken is not None:
-        raise DataError(complaint(where, "ids", repr(broken), "ids without line breaks"))
+    check_ids(source.ids, where=where)
     limit = source.classes if source.classes is not None else max(source.labels) + 1
     wrong = next((label for label in source.labels if not 0 <= label < limit), None)
     if wrong is not None:

@@ -3,7 +3,8 @@
 Not here: attacks themselves (`robench.attacks`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -56,20 +57,30 @@ def adversarial_images(
     epsilon, step_size = (float(fraction(text)) * strength for text in (recipe.epsilon, recipe.step_size))
     attack = PGD(step_size=step_size, steps=recipe.steps)
     budget = BUDGETS[recipe.norm](epsilon)
-    training = model.training
-    model.eval()
     examples = Examples(images, labels, logits=torch.zeros(len(images), 0))
     state = attack.start(examples, budget, BatchDraws(generator, len(images)))
-    for _ in range(attack.steps):
-        query = attack.ask(state)
-        leaf = query.render(slice(None)).requires_grad_()
-        logits = model(leaf)
-        assert query.objective is not None, "PGD asks for a gradient every time"
-        values = query.objective(logits, query.rows)
-        (gradient,) = torch.autograd.grad(values.sum(), leaf)
-        state = attack.tell(state, Answer(logits.detach(), values.detach(), gradient))
-    model.train(training)
+    with _in_eval_mode(model):
+        for _ in range(attack.steps):
+            query = attack.ask(state)
+            leaf = query.render(slice(None)).requires_grad_()
+            logits = model(leaf)
+            assert query.objective is not None, "PGD asks for a gradient every time"
+            values = query.objective(logits, query.rows)
+            (gradient,) = torch.autograd.grad(values.sum(), leaf)
+            state = attack.tell(state, Answer(logits.detach(), values.detach(), gradient))
     return state.iterate
+
+
+@contextmanager
+def _in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put every part of the model back into the mode it had, whatever happens."""
+    modes = [(part, part.training) for part in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
 
 
 def probe(recipe: AdversaryRecipe, steps: int) -> AdversaryRecipe:

@@ -25,7 +25,7 @@ from robench.data import mini
 from robench.errors import RecipeError, complaint, did_you_mean
 from robench.training.adversary import adversarial_images, probe
 from robench.training.recipe import Recipe
-from robench.zoo import ARCHITECTURES, load_model
+from robench.zoo import ARCHITECTURES, MODELS, load_model
 
 PROBE_STEPS = 10
 PROBE_EXAMPLES = 256
@@ -59,10 +59,15 @@ def train(recipe: Recipe, folder: Path, *, provenance: dict[str, Any], watcher: 
     Returns:
       The weights file.
     Raises:
-      RecipeError: the architecture is unknown, or the folder holds another recipe's checkpoint.
+      RecipeError: architecture or start are unknown, or the folder cannot be written, or holds another
+        recipe's checkpoint.
     """
     weights = folder / f"{recipe.name}.safetensors"
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        found = f"not writable ({error.strerror or type(error).__name__})"
+        raise RecipeError(complaint(str(folder), "folder", found, "a folder that can be made")) from error
     with torch.random.fork_rng(devices=[]):
         training = _Training(recipe, folder, provenance)
         if training.finished_epochs == recipe.schedule.epochs and weights.exists():
@@ -170,7 +175,7 @@ class _Training:
             attack = probe(self.recipe.adversary, PROBE_STEPS)
             attacked = [
                 adversarial_images(self.model, part, targets, attack, generator=torch.Generator().manual_seed(0))
-                for part, targets in zip(images.split(64), labels.split(64), strict=True)
+                for part, targets in zip(torch.split(images, 64), torch.split(labels, 64), strict=True)
             ]
             measured[f"pgd@{PROBE_STEPS}"] = _accuracy(self.model, torch.cat(attacked), labels)
         return measured
@@ -192,10 +197,15 @@ class _Training:
         self.log.write_text(content["log"])
 
     def _restore(self) -> None:
-        content = torch.load(self.checkpoint, weights_only=True)
-        if content["recipe"] != self.recipe.digest:
-            advice = "Choose another `--out`, or delete the checkpoint to start over."
-            found, expected = content["recipe"], f"{self.recipe.digest} (this recipe)"
+        advice = "Choose another `--out`, or delete the checkpoint to start over."
+        try:
+            content = torch.load(self.checkpoint, weights_only=True)
+            found = content["recipe"]
+        except Exception as error:  # a broken file makes torch raise RuntimeError, EOFError, KeyError and others
+            reason = f"unreadable ({type(error).__name__})"
+            raise RecipeError(complaint(str(self.checkpoint), "file", reason, "a checkpoint", advice)) from error
+        if found != self.recipe.digest:
+            expected = f"{self.recipe.digest} (this recipe)"
             raise RecipeError(complaint(str(self.checkpoint), "recipe", found, expected, advice))
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
@@ -210,6 +220,11 @@ def _initial_model(recipe: Recipe) -> nn.Module:
     torch.manual_seed(recipe.seed)
     model = ARCHITECTURES[recipe.architecture]()
     if recipe.start_from is not None:
+        fitting = [name for name, architecture in MODELS.items() if architecture == recipe.architecture]
+        if recipe.start_from not in fitting:
+            advice = did_you_mean(recipe.start_from, fitting)
+            expected = f"a bundled model of architecture `{recipe.architecture}`"
+            raise RecipeError(complaint(recipe.name, "start_from", f"`{recipe.start_from}`", expected, advice))
         model.load_state_dict(load_model(recipe.start_from).state_dict())
     return model
 
@@ -218,6 +233,6 @@ def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
     with torch.no_grad():
         right = [
             (model(part).argmax(dim=1) == targets)
-            for part, targets in zip(images.split(256), labels.split(256), strict=True)
+            for part, targets in zip(torch.split(images, 256), torch.split(labels, 256), strict=True)
         ]
     return round(float(torch.cat(right).float().mean()), 4)

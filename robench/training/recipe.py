@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from robench.errors import RecipeError, complaint, did_you_mean
 from robench.protocol import FRACTION_FORM, fraction
 
 
-def _is_fraction(text: str) -> str:
-    fraction(text)
+def _is_length(text: str) -> str:
+    if fraction(text) == 0:
+        raise ValueError("more than 0")
     return text
 
 
-_Fraction = Annotated[str, AfterValidator(_is_fraction)]
+_Length = Annotated[str, AfterValidator(_is_length)]
 
 
 class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
 class DataRecipe(_Table):
@@ -62,8 +64,8 @@ class AdversaryRecipe(_Table):
     """PGD that makes every training image adversarial, with the model in eval mode."""
 
     norm: Literal["linf", "l2"]
-    epsilon: _Fraction
-    step_size: _Fraction
+    epsilon: _Length
+    step_size: _Length
     steps: int = Field(gt=0)
     warmup_epochs: int = Field(default=0, ge=0)
     """Epochs over which radius and step grow linearly from 0."""
@@ -79,7 +81,7 @@ class Recipe(_Table):
     """Name in `robench.zoo.ARCHITECTURES`."""
     start_from: str | None = None
     """Name of a bundled model whose weights the training starts from."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**32)
     batch_size: int = Field(gt=1)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     data: DataRecipe
@@ -119,9 +121,27 @@ def load_recipe(name: str | Path) -> Recipe:
     try:
         return Recipe.model_validate(content)
     except ValidationError as error:
-        lines = []
-        for detail in error.errors():
-            key = ".".join(map(str, detail["loc"])) or "recipe"
-            expected = FRACTION_FORM if key.endswith(("epsilon", "step_size")) else detail["msg"].lower()
-            lines.append(complaint(path.name, key, repr(detail["input"])[:80], expected))
-        raise RecipeError("\n".join(lines)) from error
+        raise RecipeError("\n".join(_explain(detail, path.name) for detail in error.errors())) from error
+
+
+_KNOWN_KEYS = {
+    field.alias or name
+    for table in (Recipe, DataRecipe, OptimizerRecipe, ScheduleRecipe, AdversaryRecipe)
+    for name, field in table.model_fields.items()
+}
+
+
+def _explain(detail: ErrorDetails, where: str) -> str:
+    """One validation error in the form of all messages."""
+    path = [str(part) for part in detail["loc"]]
+    key, value = ".".join(path) or "recipe", repr(detail["input"])
+    if detail["type"] == "extra_forbidden":
+        return complaint(where, key, "unknown", "a key of the recipe schema", did_you_mean(path[-1], _KNOWN_KEYS))
+    if detail["type"] == "missing":
+        return complaint(where, key, "missing", "a value", "Add the key.")
+    expected = {"model_type": "a table", "string_pattern_mismatch": "a name such as `mini-resnet-adv`"}.get(
+        detail["type"], detail["msg"].removeprefix("Input should be ")
+    )
+    if path[-1] in ("epsilon", "step_size"):
+        expected = f"{FRACTION_FORM}, more than 0"
+    return complaint(where, key, value[:80], expected)

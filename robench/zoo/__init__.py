@@ -7,6 +7,7 @@ model must be like (`robench.classifier`), and how bundled ones were trained (`r
 import hashlib
 import importlib
 import importlib.resources
+import shlex
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ class Loaded:
     """A model and where it came from.
 
     Attributes:
-      model: what was loaded, in eval mode; normalisation is inside.
+      model: what was loaded; normalisation is inside.
       name: what to call it.
       reference: what names it to robench again.
       loader: what built it.
@@ -43,13 +44,14 @@ class Loaded:
 
 
 def load_model(reference: str, *, weights: str | Path | None = None) -> nn.Module:
-    """Load a model by name, in eval mode, on the CPU, with its normalisation inside.
+    """Load a model by name; a bundled one in eval mode, on the CPU, with its normalisation inside.
 
     Args:
       reference: a bundled name, such as `mini-resnet`, or `module.path:function`.
       weights: a safetensors file in place of the bundled weights.
     Returns:
-      A module that takes float32 RGB images in [0, 1] and returns logits.
+      A module that takes float32 RGB images in [0, 1] and returns logits; from one's own function as it
+      comes, in whatever mode that is.
     Raises:
       ModelError: there is no such model, the weights do not fit, or the function makes no module.
     Example:
@@ -95,22 +97,32 @@ def _fill(model: nn.Module, path: Path, reference: str) -> None:
     except OSError as error:
         reason = error.strerror or type(error).__name__
         raise ModelError(complaint(str(path), "weights", f"unreadable ({reason})", "a safetensors file")) from error
-    if magic == b"PK" or magic[:1] == b"\x80":
-        convert = (
-            'python -c "import torch; from safetensors.torch import save_file; '
-            f"save_file(torch.load('{path}', weights_only=True), '{path.with_suffix('.safetensors')}')\""
-        )
-        advice = f"A pickle can run code when it is read. Convert it where you trust it: {convert}"
-        raise ModelError(complaint(str(path), "weights", "a pickle", "a safetensors file", advice))
     try:
         model.load_state_dict(load_file(path))
     except SafetensorError as error:
+        if magic == b"PK" or magic[:1] == b"\x80":  # only now: the length of a safetensors header may begin so, too
+            advice = f"A pickle can run code when it is read. Convert it where you trust it: {_conversion(path)}"
+            raise ModelError(complaint(str(path), "weights", "a pickle", "a safetensors file", advice)) from error
         raise ModelError(complaint(str(path), "weights", f"unreadable ({error})", "a safetensors file")) from error
     except RuntimeError as error:
         summary = " ".join(str(error).split())[:300]
         raise ModelError(
             complaint(str(path), "weights", f"of another model ({summary})", f"the tensors of {reference}")
         ) from error
+
+
+def _conversion(path: Path) -> str:
+    """The command that turns a pickled state dict into safetensors, for a shell."""
+    target = path.with_suffix(".safetensors")
+    if target == path:
+        target = path.with_suffix(".converted.safetensors")
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        'state = torch.load(open(sys.argv[1], "rb"), weights_only=True); '  # given a name, torch goes by its suffix
+        "save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, "
+        "sys.argv[2])"
+    )
+    return shlex.join(["python", "-c", code, str(path), str(target)])
 
 
 def _own_code(reference: str) -> Loaded:
@@ -120,13 +132,17 @@ def _own_code(reference: str) -> Loaded:
         sys.path.append(str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
         advice = "Run from the folder of the module, or install it."
         raise ModelError(
             complaint("robench", "model", f"`{reference}` ({error})", "`module.path:function`", advice)
         ) from error
+    except Exception as error:  # the module is there, and is the user's own code
+        found = f"failing when imported ({type(error).__name__}: {error})"
+        raise ModelError(complaint(reference, "module", found, "a module that can be imported")) from error
     try:
-        model = function()
+        with torch.random.fork_rng(devices=[]):
+            model = function()
     except Exception as error:
         found = f"failing when called ({type(error).__name__}: {error})"
         raise ModelError(

@@ -64,7 +64,8 @@ def _coverage(label: int, size: int, dice: _Dice, *, reach: int, radii: tuple[in
     scale = norm * radius
     mask = _shapes[label]((cosine * x + sine * y) * 1024 // scale, (cosine * y - sine * x) * 1024 // scale)
     cells = mask.reshape(size, OVERSAMPLING, size, OVERSAMPLING)
-    return cells.sum(axis=(1, 3), dtype=np.int64)
+    points: NDArray[np.int64] = cells.sum(axis=(1, 3), dtype=np.int64)
+    return points
 
 
 def _texture(kind: int, size: int, dice: _Dice) -> NDArray[np.int64]:
@@ -97,6 +98,8 @@ def paint(draws: Draws, labels: Sequence[int], size: int = 64, *, swap_texture: 
     Returns:
       Images, uint8, shape (N, 3, size, size).
     """
+    if not labels:
+        return np.zeros((0, 3, size, size), dtype=np.uint8)
     params = draws.bits("mini/parameters", 64).numpy()
     grain = (draws.bits("mini/grain", (size * size + 7) // 8).numpy()[:, :, None] >> np.arange(0, 32, 4)) & 15
     grain = grain.reshape(len(params), -1)[:, : size * size].reshape(-1, size, size)
@@ -104,7 +107,7 @@ def paint(draws: Draws, labels: Sequence[int], size: int = 64, *, swap_texture: 
         _paint_one(label, size, _Dice(words), noise, swap_texture)
         for label, words, noise in zip(labels, params, grain, strict=True)
     ]
-    return np.stack(images) if images else np.zeros((0, 3, size, size), dtype=np.uint8)
+    return np.stack(images)
 
 
 def _paint_one(label: int, size: int, dice: _Dice, noise: NDArray[np.int64], swap_texture: bool) -> NDArray[np.uint8]:

@@ -1,0 +1,43 @@
+# Two commands: `make demo` (install, then one evaluation) and `make test` (install, then every check).
+
+VENV := .venv
+BIN := $(VENV)/bin
+# The first interpreter that is new enough; `make PYTHON=/path/to/python` overrides.
+PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 python3 python; do \
+	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
+
+.PHONY: demo test lint types slow clean
+
+demo: $(VENV)/.installed
+	$(BIN)/robench evaluate mini-resnet-gelu-adv mini-pgd-linf
+
+test: $(VENV)/.installed-test lint types
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-test
+	$(BIN)/mypy
+
+# Tests that take minutes: more kills, longer runs.
+slow: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m slow
+
+$(VENV)/bin/python:
+	@test -n "$(PYTHON)" || { echo "robench needs Python 3.11 or newer; none was found. Try: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	@echo "Installing robench and torch; the first time this takes some minutes."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+	@echo "Installing robench, torch and the tools of its tests; the first time this takes some minutes."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
+	@touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,168 @@
+"""The laws every attack keeps; a new attack adds a row to ATTACKS."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.attacks import CATALOGUE
+from robench.attacks.drive import Finished, Stage, drive
+from robench.attacks.interface import Answer, Attack, Examples
+from robench.attacks.pgd import PGD
+from robench.budgets import BUDGETS, TOLERANCE, Budget
+from robench.classifier import Classifier
+from robench.randomness import Draws
+from tests.fakes import examples, labelled_by, random_images, small_net, two_class_linear
+
+# (epsilon) -> an attack strong enough to reach every corner of a ball of this radius.
+ATTACKS: dict[str, Callable[[float], Attack]] = {
+    "pgd": lambda epsilon: PGD(step_size=max(epsilon, 1e-3) / 4, steps=30),
+}
+NORMS = sorted(BUDGETS)
+EVERY = [(name, norm) for name in ATTACKS for norm in NORMS]
+every_attack = pytest.mark.parametrize(("name", "norm"), EVERY)
+
+
+def _run(model: nn.Module, source: list[Any], name: str, norm: str, epsilon: float, **settings: Any) -> list[Finished]:
+    stream = drive(
+        [Stage(ATTACKS[name](epsilon))], Classifier(model), source, budget=BUDGETS[norm](epsilon), **settings
+    )
+    return sorted(stream, key=lambda finished: finished.index)
+
+
+def test_every_attack_has_its_row() -> None:
+    assert set(ATTACKS) == set(CATALOGUE)
+
+
+@every_attack
+def test_1_every_image_that_counts_is_inside_whatever_the_model_answers(name: str, norm: str) -> None:
+    epsilon, generator = 0.07, torch.Generator().manual_seed(0)
+    clean = random_images(6)
+    budget: Budget = BUDGETS[norm](epsilon)
+    attack = ATTACKS[name](epsilon)
+    draws = Draws.of(0, [str(index) for index in range(6)])
+    state = attack.start(Examples(clean, torch.zeros(6, dtype=torch.int64), torch.zeros(6, 4)), budget, draws)
+    order = {"linf": torch.inf, "l2": 2}[norm]
+    asked = 0
+    while not bool(state.done.all()):
+        query = attack.ask(state)
+        images = query.render(slice(None))[query.counts]
+        change = (images - clean[query.rows][query.counts]).double().flatten(1)
+        assert bool((torch.linalg.vector_norm(change, ord=order, dim=1) <= epsilon + TOLERANCE).all())
+        assert images.min() >= 0
+        assert images.max() <= 1
+        shape = (len(query.rows), *clean.shape[1:])
+        gradient = 10 ** torch.randint(-20, 20, (1,), generator=generator) * torch.randn(shape, generator=generator)
+        logits = torch.randn(len(query.rows), 4, generator=generator)
+        state = attack.tell(state, Answer(logits, torch.randn(len(query.rows), generator=generator), gradient))
+        asked += 1
+    assert asked > 1
+
+
+@every_attack
+def test_2_a_success_that_the_users_model_denies_does_not_count(name: str, norm: str) -> None:
+    net = small_net()
+    source = labelled_by(net, random_images(20))
+    label = source[0].label
+    source = [example for example in source if example.label == label]
+
+    def always_right(images: Tensor) -> Tensor:
+        return torch.eye(4)[label].expand(len(images), 4)
+
+    stages, budget = [Stage(ATTACKS[name](1.0))], BUDGETS[norm](1.0)
+    finished = list(drive(stages, Classifier(net), source, budget=budget, confirm=Classifier(always_right)))
+    assert all(not outcome.fooled_at and outcome.attacked_prediction == label for outcome in finished)
+    assert sum(outcome.unconfirmed for outcome in finished) > 0
+
+
+@every_attack
+def test_3_outcomes_depend_on_the_example_alone(name: str, norm: str) -> None:
+    """Exactly, for a float64 model: any order, any company, any number of slots."""
+    net = small_net(dtype=torch.float64)
+    source = labelled_by(net, random_images(60))
+    epsilon = {"linf": 0.02, "l2": 0.15}[norm]
+    alone = _run(net, source, name, norm, epsilon)
+    fooled = [bool(outcome.fooled_at) for outcome in alone]
+    assert any(fooled)
+    assert not all(fooled)
+    for slots in (16, 20, 64):
+        assert _run(net, source, name, norm, epsilon, slots=slots) == alone
+    assert _run(net, source[::-1], name, norm, epsilon) == alone
+    halves = _run(net, source[:23], name, norm, epsilon) + _run(net, source[23:], name, norm, epsilon)
+    assert halves == alone
+    assert _run(net, source, name, norm, epsilon, seed=1) != alone
+
+
+@every_attack
+def test_4_radius_zero_changes_nothing(name: str, norm: str) -> None:
+    net = small_net()
+    for outcome in _run(net, labelled_by(net, random_images(20)), name, norm, 0.0):
+        assert not outcome.fooled_at
+        assert outcome.attacked_margin == outcome.clean_margin
+
+
+@every_attack
+def test_4_a_cascade_is_never_weaker_than_its_parts(name: str, norm: str) -> None:
+    net = small_net()
+    source = labelled_by(net, random_images(60))
+    epsilon = {"linf": 0.02, "l2": 0.15}[norm]
+    budget = BUDGETS[norm](epsilon)
+    weak, strong = Stage(PGD(step_size=epsilon / 20, steps=2)), Stage(ATTACKS[name](epsilon))
+
+    def fooled(*stages: Stage) -> set[int]:
+        stream = drive(stages, Classifier(net), source, budget=budget, slots=16)
+        return {outcome.index for outcome in stream if outcome.fooled_at}
+
+    assert fooled(weak) < fooled(strong)
+    assert fooled(weak, strong) == fooled(weak) | fooled(strong)
+
+
+@every_attack
+def test_5_a_linear_model_falls_exactly_when_its_margin_says_so(name: str, norm: str) -> None:
+    """The margin of a linear model shrinks by at most epsilon times the dual norm of its weight."""
+    size, epsilon = 4, {"linf": 0.02, "l2": 0.1}[norm]
+    model = two_class_linear(size)
+    images = random_images(400, size, low=0.3, high=0.7)
+    source = labelled_by(model, images)
+    weight = (model.weight[0] - model.weight[1]).detach().double()
+    bias = float((model.bias[0] - model.bias[1]).detach())
+    distance = (images.flatten(1).double() @ weight + bias).abs()
+    reach = epsilon * float(torch.linalg.vector_norm(weight, ord={"linf": 1, "l2": 2}[norm]))
+    decided = (distance - reach).abs() > 1e-3 * reach
+    falls = distance < reach
+    assert 0.2 < float(falls.double().mean()) < 0.8
+    finished = _run(model, source, name, norm, epsilon)
+    wrong = [o.index for o in finished if decided[o.index] and bool(o.fooled_at) != bool(falls[o.index])]
+    assert wrong == []
+
+
+@every_attack
+def test_6_model_images_and_random_state_are_left_as_found(name: str, norm: str) -> None:
+    net = small_net()
+    parameters = list(net.parameters())
+    parameters[0].requires_grad_(False)
+    before = [parameter.detach().clone() for parameter in parameters]
+    flags = [parameter.requires_grad for parameter in parameters]
+    images = random_images(20)
+    kept, state = images.clone(), torch.get_rng_state()
+    _run(net, labelled_by(net, images), name, norm, 0.03)
+    assert torch.equal(images, kept)
+    assert torch.equal(state, torch.get_rng_state())
+    assert [parameter.requires_grad for parameter in parameters] == flags
+    assert all(parameter.grad is None for parameter in parameters)
+    assert all(torch.equal(now, then) for now, then in zip(parameters, before, strict=True))
+    assert not any(part.training for part in net.modules())
+
+
+@every_attack
+def test_examples_the_model_gets_wrong_are_not_attacked(name: str, norm: str) -> None:
+    net = small_net()
+    right = labelled_by(net, random_images(20))
+    source = examples(random_images(20), [(example.label + 1) % 4 for example in right])
+    classifier = Classifier(net)
+    stages, budget = [Stage(ATTACKS[name](0.1))], BUDGETS[norm](0.1)
+    finished = list(drive(stages, classifier, source, budget=budget))
+    assert all(o.clean_prediction != o.label and o.attacked_prediction == o.clean_prediction for o in finished)
+    assert (classifier.passes.forward, classifier.passes.backward) == (20, 0)

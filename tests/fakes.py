@@ -1,0 +1,71 @@
+"""Small models and sources that stand in for real ones at the seam."""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks.drive import Example
+
+
+class Linear(nn.Module):
+    """logits = images . weight + bias, with as many classes as the weight has rows."""
+
+    def __init__(self, weight: Tensor, bias: Tensor) -> None:
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(weight), nn.Parameter(bias)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flatten(1) @ self.weight.T + self.bias
+
+
+def two_class_linear(size: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Linear:
+    """A linear model of two classes whose logits differ by w . x + b, with w . x + b around 0 at grey."""
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(1, 3 * size * size, generator=generator, dtype=torch.float64)
+    bias = -0.5 * weight.sum(dim=1)
+    model = Linear(torch.cat([weight, -weight]).to(dtype) / 2, torch.cat([bias, -bias]).to(dtype) / 2)
+    return model.eval()
+
+
+def small_net(seed: int = 0, classes: int = 4, dtype: torch.dtype = torch.float32) -> nn.Module:
+    """A random convolutional network for images of any size."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(128, classes)
+        )
+    return net.to(dtype).eval()
+
+
+def random_images(count: int, size: int = 8, seed: int = 0, low: float = 0.0, high: float = 1.0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return low + (high - low) * torch.rand(count, 3, size, size, generator=generator)
+
+
+def examples(images: Tensor, labels: Sequence[int]) -> list[Example]:
+    return [Example(index, f"e{index}", labels[index], image) for index, image in enumerate(images)]
+
+
+def labelled_by(model: nn.Module, images: Tensor) -> list[Example]:
+    """Examples that the model gets right."""
+    with torch.no_grad():
+        dtype = next(model.parameters()).dtype
+        labels: list[int] = model(images.to(dtype)).argmax(dim=1).tolist()
+    return examples(images, labels)
+
+
+class CountingSource:
+    """Generated images that count how many are alive at most; none is kept."""
+
+    name = "generated"
+
+    def __init__(self, count: int, size: int, classes: int | None = None) -> None:
+        self.ids = [f"g{index:06d}" for index in range(count)]
+        self.labels = [0] * count
+        self.classes = classes
+        self._size = size
+
+    def images(self, positions: Iterator[int]) -> Iterator[Tensor]:
+        for position in positions:
+            yield random_images(1, self._size, seed=position)[0]

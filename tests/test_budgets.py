@@ -1,0 +1,81 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robench.budgets import BUDGETS, TOLERANCE, Budget, L2Ball, LinfBall
+from robench.errors import BudgetError
+from robench.randomness import Draws
+from tests.fakes import random_images
+
+NORMS = sorted(BUDGETS)
+
+
+def _distance(norm: str, change: torch.Tensor) -> torch.Tensor:
+    order = {"linf": torch.inf, "l2": 2}[norm]
+    return torch.linalg.vector_norm(change.double().flatten(1), ord=order, dim=1)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@given(epsilon=st.floats(0, 2), seed=st.integers(0, 1000), reach=st.floats(0.01, 5))
+@settings(max_examples=40, deadline=None)
+def test_random_points_and_projections_are_inside(norm: str, epsilon: float, seed: int, reach: float) -> None:
+    budget: Budget = BUDGETS[norm](epsilon)
+    clean = random_images(4, seed=seed)
+    draws = Draws.of(seed, ["a", "b", "c", "d"])
+    far = clean + reach * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
+    for images in (budget.random_point(clean, draws, "s"), budget.project(far, clean)):
+        assert images.min() >= 0
+        assert images.max() <= 1
+        assert bool((_distance(norm, images - clean) <= epsilon + TOLERANCE).all())
+        assert bool((budget.excess(images, clean) <= TOLERANCE).all())
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_projection_keeps_what_is_inside(norm: str) -> None:
+    clean = random_images(4, low=0.4, high=0.6)
+    near = clean + 1e-4 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(BUDGETS[norm](0.1).project(near, clean), near, atol=1e-7)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_excess_is_how_far_an_image_is_out(norm: str) -> None:
+    clean = torch.full((1, 3, 4, 4), 0.5)
+    budget = BUDGETS[norm](0.1)
+    outside = clean.clone()
+    outside[0, 0, 0, 0] += 0.3
+    assert float(budget.excess(outside, clean)) == pytest.approx(0.2, abs=1e-6)
+    outside[0, 0, 0, 0] = 1.25
+    assert float(BUDGETS[norm](2.0).excess(outside, clean)) == pytest.approx(0.25, abs=1e-6)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_step_is_as_long_as_it_says_and_climbs(norm: str) -> None:
+    clean, gradient = random_images(4), torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    change = BUDGETS[norm](0.1).step(clean, gradient, 0.03) - clean
+    assert torch.allclose(_distance(norm, change), torch.tensor(0.03, dtype=torch.float64), atol=1e-6)
+    # No direction of this length climbs a linear function faster (Hoelder): the dual norm says how far.
+    dual = {"linf": 1, "l2": 2}[norm]
+    climbed = (change * gradient).flatten(1).sum(dim=1)
+    assert torch.allclose(climbed, 0.03 * torch.linalg.vector_norm(gradient.flatten(1), ord=dual, dim=1), rtol=1e-4)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_radius_zero_is_the_clean_image(norm: str) -> None:
+    clean, draws = random_images(3), Draws.of(0, ["a", "b", "c"])
+    budget = BUDGETS[norm](0.0)
+    assert torch.equal(budget.random_point(clean, draws, "s"), clean)
+    assert torch.equal(budget.project(clean + 0.3, clean), clean)
+
+
+def test_a_zero_gradient_moves_nothing_and_makes_no_nan() -> None:
+    clean = random_images(2)
+    for budget in (LinfBall(0.1), L2Ball(0.1)):
+        assert torch.equal(budget.step(clean, torch.zeros_like(clean), 0.1), clean)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("epsilon", [-0.1, float("nan"), float("inf")])
+def test_a_radius_must_be_finite_and_not_negative(norm: str, epsilon: float) -> None:
+    with pytest.raises(BudgetError, match=rf"`epsilon` is {epsilon}; expected a finite radius of at least 0"):
+        BUDGETS[norm](epsilon)

@@ -1,0 +1,259 @@
+import foolbox
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robench.classifier import Classifier
+from robench.errors import ModelError
+from tests.fakes import random_images, small_net
+
+
+def _check(model: object, *, classes: int | None = 4, gradients: bool = True, count: int = 16) -> list[str]:
+    return Classifier(model, name="m").check(random_images(count), classes=classes, least=4, gradients=gradients)
+
+
+def _refused(model: object, message: str, *, gradients: bool = True, classes: int | None = 4) -> None:
+    with pytest.raises(ModelError) as caught:
+        _check(model, classes=classes, gradients=gradients)
+    assert str(caught.value) == message
+
+
+def test_a_sound_model_passes_without_caveat() -> None:
+    assert _check(small_net()) == []
+    assert _check(small_net(), classes=None, count=3) == []
+
+
+def test_train_mode_is_refused() -> None:
+    net = small_net()
+    net[1].train()  # type: ignore[index]  # a Sequential
+    _refused(
+        net,
+        "m: `model` is in train mode (`1`); expected eval mode, so that an answer depends on the image alone. "
+        "Call `model.eval()` first.",
+    )
+
+
+def test_probabilities_are_refused_and_log_probabilities_are_not() -> None:
+    _refused(
+        nn.Sequential(small_net(), nn.Softmax(dim=1)).eval(),
+        "m: `logits` is probabilities (non-negative, each row sums to 1); expected logits. "
+        "Remove the softmax, or return log-probabilities instead.",
+    )
+    assert _check(nn.Sequential(small_net(), nn.LogSoftmax(dim=1)).eval()) == []
+
+
+def test_a_randomised_model_is_refused() -> None:
+    net = small_net()
+    _refused(
+        lambda images: net(images) + 0.01 * torch.randn(1),
+        "m: `model` is randomised: two passes over the same images differ; expected the same answer every time. "
+        "The standard protocols would flatter or slander it: fix its random draws.",
+    )
+
+
+def test_a_model_whose_answer_depends_on_the_batch_is_refused() -> None:
+    net = small_net()
+    norm = nn.BatchNorm2d(3).train()
+
+    def with_hidden_batch_norm(images: Tensor) -> Tensor:
+        weights = torch.arange(1.0, len(images) + 1)[:, None, None, None]
+        answer: Tensor = net(norm(images * weights))
+        return answer
+
+    _refused(
+        with_hidden_batch_norm,
+        "m: `model` is giving an image another answer when the batch is reordered; expected an answer that depends "
+        "on the image alone. Is batch normalisation in train mode inside the callable? Call `.eval()` on it.",
+    )
+
+
+def test_the_wrong_number_of_classes_is_refused() -> None:
+    _refused(
+        small_net(classes=5),
+        "m: `logits` is of shape (16, 5); expected shape (16, 4). "
+        "The data set has 4 classes: return one logit for each.",
+    )
+    _refused(
+        small_net(classes=3),
+        "m: `logits` is of shape (16, 3); expected shape (16, at least 4). "
+        "The data set has at least 4 classes: return one logit for each.",
+        classes=None,
+    )
+    _refused(
+        nn.Sequential(small_net(), nn.Unflatten(1, (4, 1))).eval(),
+        "m: `logits` is of shape (16, 4, 1); expected shape (16, 4). "
+        "The data set has 4 classes: return one logit for each.",
+    )
+
+
+def test_nan_is_refused() -> None:
+    net = small_net()
+
+    def sometimes_nan(images: Tensor) -> Tensor:
+        answer: Tensor = net(images)
+        return answer.where(images.mean(dim=(1, 2, 3))[:, None] < 0.5, torch.nan)
+
+    broken = int((random_images(16).mean(dim=(1, 2, 3)) >= 0.5).sum())
+    assert 0 < broken < 16
+    _refused(
+        sometimes_nan,
+        f"m: `logits` is NaN or infinite for {broken} of 16 clean images; expected finite logits. "
+        "Check the weights and the normalisation inside the model.",
+    )
+
+
+def test_integer_output_is_refused() -> None:
+    net = small_net()
+    _refused(
+        lambda images: (net(images) * 10).long(),
+        "m: `logits` is of type torch.int64; expected floating-point logits. Return logits, not predicted classes.",
+    )
+
+
+def test_several_outputs_are_refused() -> None:
+    net = small_net()
+    _refused(
+        lambda images: {"logits": net(images)},
+        "m: `logits` is dict; expected one tensor of shape (N, K). Return the logits only.",
+    )
+
+
+def test_a_model_that_fails_on_a_batch_of_16_is_refused() -> None:
+    net = small_net()
+
+    def only_single_images(images: Tensor) -> Tensor:
+        if len(images) > 1:
+            raise RuntimeError("one image at a time, please")
+        answer: Tensor = net(images)
+        return answer
+
+    _refused(
+        only_single_images,
+        "m: `model` is failing on a batch of shape (16, 3, 8, 8) with RuntimeError: one image at a time, please; "
+        "expected logits for any batch of float32 RGB images in [0, 1]. "
+        "Make `model(torch.rand(16, 3, 8, 8))` work first.",
+    )
+
+
+NO_GRADIENT = (
+    "m: `model` is without gradients: its output does not depend differentiably on the images; expected a "
+    "differentiable callable on tensors for this protocol's attack. "
+    "Keep the computation in torch (no NumPy, no `detach`), or choose a black-box protocol."
+)
+
+
+def test_a_callable_without_gradients_is_refused_on_a_gradient_protocol_only() -> None:
+    net = small_net()
+
+    def detached(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            answer: Tensor = net(images)
+        return answer
+
+    def constant(images: Tensor) -> Tensor:
+        return (torch.zeros(len(images), 4) + torch.arange(4.0)).requires_grad_()
+
+    for model in (detached, constant):
+        _refused(model, NO_GRADIENT)
+        assert _check(model, gradients=False) == []
+
+
+def test_nan_gradients_are_refused() -> None:
+    _refused(
+        lambda images: ((images - images) ** 0.5).flatten(1)[:, :4] + torch.arange(4.0),
+        "m: `gradient` is NaN or infinite at clean images; expected finite gradients. "
+        "Look for square roots or divisions at 0 in the forward pass.",
+    )
+
+
+def test_a_zero_gradient_is_a_caveat() -> None:
+    net = small_net()
+    (caveat,) = _check(lambda images: net(images * 0) + 0 * images.flatten(1)[:, :4])
+    assert caveat.startswith("The gradient of the cross-entropy is exactly zero at 16 of 16 clean images:")
+
+
+def test_what_is_not_callable_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"`model` is int; expected a callable that returns logits\."):
+        Classifier(3)
+
+
+def test_a_numpy_callable_is_a_black_box() -> None:
+    weight = np.random.default_rng(0).normal(size=(3 * 8 * 8, 4)).astype(np.float32)
+
+    def in_numpy(images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # any float array
+        if not isinstance(images, np.ndarray):
+            raise TypeError("arrays only")
+        return images.reshape(len(images), -1) @ weight
+
+    classifier = Classifier(in_numpy)
+    images = random_images(16)
+    assert classifier.check(images, classes=4, least=4, gradients=False) == []
+    assert classifier.black_box
+    expected = torch.from_numpy(in_numpy(images[:3].numpy()))
+    assert torch.allclose(classifier.logits(images[:3]), expected, atol=1e-4)
+    with pytest.raises(ModelError, match="without gradients"):
+        classifier.check(images, classes=4, least=4, gradients=True)
+
+
+def test_a_foolbox_model_is_asked_in_its_own_range() -> None:
+    net, images = small_net(), random_images(16)
+
+    class Wide(nn.Module):
+        def forward(self, pixels: Tensor) -> Tensor:
+            answer: Tensor = net(pixels / 255)
+            return answer
+
+    wide = foolbox.PyTorchModel(Wide().eval(), bounds=(0, 255), device="cpu")
+    classifier = Classifier(wide)
+    assert classifier.check(images, classes=4, least=4, gradients=True) == []
+    assert torch.allclose(classifier.logits(images), net(images), atol=1e-5)
+
+
+def test_gradients_are_those_of_autograd_and_parameters_get_none() -> None:
+    net, images = small_net(), random_images(20)
+    labels = torch.arange(20) % 4
+    leaf = images.clone().requires_grad_()
+    torch.nn.functional.cross_entropy(net(leaf), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    for parameter in net.parameters():
+        parameter.grad = None
+    classifier = Classifier(net)
+    with classifier.frozen():
+        assert not any(parameter.requires_grad for parameter in net.parameters())
+        logits, values, gradient = classifier.gradient(
+            images, lambda logits: torch.nn.functional.cross_entropy(logits, labels, reduction="none")
+        )
+    assert all(parameter.requires_grad and parameter.grad is None for parameter in net.parameters())
+    assert leaf.grad is not None
+    assert torch.allclose(gradient, leaf.grad, atol=1e-6)
+    assert torch.allclose(logits, net(images), atol=1e-6)
+    assert values.shape == (20,)
+    assert (classifier.passes.forward, classifier.passes.backward) == (20, 20)
+
+
+def test_few_images_get_the_bits_they_get_in_a_full_batch() -> None:
+    """Why small batches are padded: CPU kernels round differently below 16 rows."""
+    classifier, images = Classifier(small_net()), random_images(32, 64)
+    whole = classifier.logits(images)
+    for few in (1, 3, 15):
+        assert torch.equal(classifier.logits(images[:few]), whole[:few])
+    assert classifier.passes.forward == 32 + 1 + 3 + 15
+
+
+def test_a_float64_model_gets_float64_images() -> None:
+    net = small_net(dtype=torch.float64)
+    seen: list[torch.dtype] = []
+    net.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].dtype))
+    assert Classifier(net).logits(random_images(2)).dtype == torch.float32
+    assert seen == [torch.float64]
+
+
+def test_the_state_digest_knows_the_weights() -> None:
+    assert Classifier(small_net(0)).state_digest() == Classifier(small_net(0)).state_digest()
+    assert Classifier(small_net(0)).state_digest() != Classifier(small_net(1)).state_digest()
+    assert Classifier(lambda images: images).state_digest() is None
+
+
+def test_a_device_other_than_the_models_is_refused() -> None:
+    with pytest.raises(ModelError, match="`device` is `meta` while its parameters are on `cpu`; expected the same"):
+        Classifier(small_net(), device="meta")

@@ -1,0 +1,362 @@
+import random
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robench
+from robench.data import ArraySource, Source
+from robench.errors import DataError, ModelError, ProtocolError, RobenchError, RunError
+from robench.evaluation import Options, build_attack, evaluate, resume
+from robench.protocol import parse_protocol
+from robench.registry import shipped
+from robench.runs import Run
+from tests.fakes import random_images, small_net
+
+COUNT = 150
+PROTOCOL = """
+schema = "robench.protocol/1"
+id = "own"
+version = 1
+status = "draft"
+title = "A small protocol for tests"
+summary = "PGD on random images."
+seed = 0
+[data]
+source = "mini"
+count = 150
+classes = 4
+ids_sha256 = "{digest}"
+crop = 8
+[attack]
+kind = "pgd"
+step_size = "1/255"
+steps = 8
+[budget]
+norm = "linf"
+epsilon = "4/255"
+[score]
+steps = [2, 8]
+"""
+
+
+@pytest.fixture
+def protocol(tmp_path: Path) -> Path:
+    path = tmp_path / "own.toml"
+    path.write_text(PROTOCOL.format(digest="0" * 64))
+    return path
+
+
+def _data(net: nn.Module) -> ArraySource:
+    images = random_images(COUNT)
+    with torch.no_grad():
+        labels = net(images.to(next(net.parameters()).dtype)).argmax(dim=1)
+    return ArraySource(images, labels, classes=4)
+
+
+class Shuffled:
+    """The same examples, read in the same order but yielded to the driver with other neighbours."""
+
+    def __init__(self, source: Source, keep: Callable[[int], bool]) -> None:
+        kept = [position for position in range(len(source.ids)) if keep(position)]
+        self._source, self._kept = source, kept
+        self.name, self.classes = source.name, source.classes
+        self.ids = [source.ids[position] for position in kept]
+        self.labels = [source.labels[position] for position in kept]
+
+    def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+        yield from self._source.images(self._kept[position] for position in positions)
+
+
+def _files(folder: Path) -> tuple[bytes, bytes]:
+    return (folder / "outcomes.csv.gz").read_bytes(), (folder / "result.json").read_bytes()
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_the_number_of_shards_changes_no_byte(tmp_path: Path, protocol: Path, shards: int) -> None:
+    net = small_net()
+    data = _data(net)
+    evaluate(net, protocol, data=data, run_dir=tmp_path / "whole")
+    options = Options(shard_size=-(-COUNT // shards))
+    evaluate(net, protocol, data=data, run_dir=tmp_path / "parts", options=options)
+    assert len(list((tmp_path / "parts" / "shards").iterdir())) == shards
+    assert _files(tmp_path / "whole") == _files(tmp_path / "parts")
+
+
+def test_the_order_of_the_examples_changes_no_outcome(tmp_path: Path, protocol: Path) -> None:
+    """Shards are attacked in any order, so every example meets other neighbours."""
+    net = small_net()
+    data = _data(net)
+    whole = evaluate(net, protocol, data=data, run_dir=tmp_path / "whole").read_outcomes()
+    rows = {outcome.id: outcome for outcome in whole}
+    for parity in (0, 1):
+        part = Shuffled(data, lambda position, parity=parity: position % 2 == parity)  # type: ignore[misc]
+        outcomes = evaluate(net, protocol, data=part, run_dir=tmp_path / f"part{parity}").read_outcomes()
+        assert len(outcomes) == COUNT // 2
+        assert all(rows[outcome.id] == outcome for outcome in outcomes)
+
+
+def test_a_float64_model_gets_the_same_verdicts_from_any_number_of_slots(tmp_path: Path, protocol: Path) -> None:
+    net = small_net(dtype=torch.float64)
+    data = _data(net)
+    verdicts = []
+    for slots in (16, 64, 256):
+        result = evaluate(net, protocol, data=data, batch_size=slots, run_dir=tmp_path / str(slots))
+        verdicts.append([(outcome.id, outcome.fooled_at) for outcome in result.read_outcomes()])
+    assert verdicts[0] == verdicts[1] == verdicts[2]
+    assert any(steps for _, steps in verdicts[0])
+    assert not all(steps for _, steps in verdicts[0])
+
+
+def test_model_and_random_state_are_left_as_found(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    list(net.parameters())[0].requires_grad_(False)
+    flags = [parameter.requires_grad for parameter in net.parameters()]
+    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # type: ignore[index]
+    evaluate(net, protocol, data=_data(net), run_dir=tmp_path / "run")
+    assert torch.equal(states[0], torch.get_rng_state())
+    assert states[1] == random.getstate()
+    assert np.array_equal(states[2], np.random.get_state()[1])  # type: ignore[index]
+    assert [parameter.requires_grad for parameter in net.parameters()] == flags
+    assert all(torch.equal(tensor, before[name]) for name, tensor in net.state_dict().items())
+    assert not any(part.training for part in net.modules())
+
+
+def test_the_result_counts_what_the_outcomes_say(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    result = evaluate(net, protocol, data=_data(net), run_dir=tmp_path / "run")
+    outcomes = result.read_outcomes()
+    assert [metric.name for metric in result.metrics] == ["clean", "robust@2", "robust@8"]
+    assert result.clean.numerator == COUNT
+    for metric, step in zip(result.metrics[1:], (2, 8), strict=True):
+        assert metric.numerator == sum(not outcome.fooled_at or outcome.fooled_at[0] > step for outcome in outcomes)
+    assert 0 < result.headline.numerator < result.metrics[1].numerator < COUNT
+    assert result.status == "unofficial"
+    assert str(result).startswith("clean 100.0 %, robust ")
+    assert result.cost["forward"] > COUNT
+    assert result.run_dir == tmp_path / "run"
+
+
+def test_the_same_call_again_reuses_a_finished_run(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    data = _data(net)
+    first = evaluate(net, protocol, data=data, run_dir=tmp_path / "run")
+    stamp = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    assert evaluate(net, protocol, data=data, run_dir=tmp_path / "run") == first
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == stamp
+    evaluate(net, protocol, data=data, run_dir=tmp_path / "run", options=Options(fresh=True))
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns != stamp
+
+
+def test_an_interrupted_run_goes_on_where_it_was(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    data = _data(net)
+    evaluate(net, protocol, data=data, run_dir=tmp_path / "whole", options=Options(shard_size=10))
+    asked = 0
+
+    def interrupted(images: Tensor) -> Tensor:
+        nonlocal asked
+        asked += 1
+        if asked == 40:
+            raise KeyboardInterrupt
+        answer: Tensor = net(images)
+        return answer
+
+    net_again = nn.Sequential(net).eval()
+    net_again.forward = interrupted  # type: ignore[method-assign]  # the same weights, and a Ctrl-C
+    folder = tmp_path / "cut"
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(net_again, protocol, data=data, run_dir=folder, options=Options(shard_size=10))
+    done = 15 - len(Run.open(folder).missing_shards())
+    assert 0 < done < 15
+    assert Run.open(folder).events()[-1]["event"] == "interrupted"
+    net_again.forward = lambda images: net(images)  # type: ignore[method-assign]
+    evaluate(net_again, protocol, data=data, run_dir=folder)
+    assert (folder / "outcomes.csv.gz").read_bytes() == (tmp_path / "whole" / "outcomes.csv.gz").read_bytes()
+
+
+def test_a_run_with_other_answers_is_not_resumed(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    scale = 1.0
+    wrapped = nn.Sequential(net).eval()
+    wrapped.forward = lambda images: scale * net(images)  # type: ignore[method-assign]
+    data = _data(net)
+    evaluate(wrapped, protocol, data=data, run_dir=tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    scale = 1.5
+    with pytest.raises(RunError, match=r"`model` is different on \d+ of 64 pinned images; expected the same answers"):
+        evaluate(wrapped, protocol, data=data, run_dir=tmp_path / "run")
+
+
+def test_another_run_in_the_folder_is_refused(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    evaluate(net, protocol, data=_data(net), run_dir=tmp_path / "run")
+    with pytest.raises(RunError, match=r"`run key` is [0-9a-f]{64}; expected [0-9a-f]{64} for this call\."):
+        evaluate(small_net(1), protocol, data=_data(net), run_dir=tmp_path / "run")
+
+
+def test_fresh_deletes_runs_only(tmp_path: Path, protocol: Path) -> None:
+    net, folder = small_net(), tmp_path / "precious"
+    folder.mkdir()
+    (folder / "thesis.tex").write_text("years of work")
+    with pytest.raises(RunError, match="`run_dir` is not a run; expected a run to start over, or a new folder"):
+        evaluate(net, protocol, data=_data(net), run_dir=folder, options=Options(fresh=True))
+    assert (folder / "thesis.tex").exists()
+
+
+def test_several_protocols_give_several_results(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    second = tmp_path / "other.toml"
+    second.write_text(protocol.read_text().replace('id = "own"', 'id = "other"').replace("4/255", "0"))
+    results = evaluate(net, [protocol, second], data=_data(net), run_dir=tmp_path / "runs")
+    assert [result.protocol.id for result in results] == ["own", "other"]
+    assert results[1].headline.numerator == COUNT
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["other@1", "own@1"]
+
+
+def test_a_misspelt_protocol_costs_no_work(tmp_path: Path, protocol: Path) -> None:
+    with pytest.raises(ProtocolError, match="Did you mean `pgd-linf`"):
+        evaluate(small_net(), [protocol, "pdg-linf"], data=_data(small_net()), run_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_protocol_without_attack_only_classifies(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    text = protocol.read_text()
+    protocol.write_text(text[: text.index("[attack]")])
+    result = evaluate(net, protocol, data=_data(net), run_dir=tmp_path / "run")
+    assert [metric.name for metric in result.metrics] == ["clean"]
+    assert str(result).startswith(f"clean 100.0 %, {COUNT} images")
+
+
+def test_the_default_folder_names_model_and_protocol(
+    tmp_path: Path, protocol: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = evaluate(small_net(), protocol, data=_data(small_net()), limit=20, options=Options(name="my net/v1"))
+    key = Run.open(result.run_dir or Path()).plan.key
+    assert result.run_dir == Path("runs") / "my-net-v1" / f"own-{key[:8]}"
+
+
+def test_a_numpy_or_lambda_model_has_a_run_of_its_own(tmp_path: Path, protocol: Path) -> None:
+    nets = small_net(0), small_net(1)
+    data = _data(nets[0])
+    keys = []
+    for index, net in enumerate([*nets, nets[0]]):
+        evaluate(lambda images, net=net: net(images), protocol, data=data, run_dir=tmp_path / str(index), limit=20)
+        keys.append(Run.open(tmp_path / str(index)).plan.key)
+    assert keys[0] == keys[2] != keys[1]
+
+
+BAD_CALLS: list[tuple[dict[str, Any], type[RobenchError], str]] = [
+    ({"limit": 0}, DataError, "evaluate: `limit` is 0; expected a whole number of at least 1."),
+    ({"limit": -3}, DataError, "evaluate: `limit` is -3; expected a whole number of at least 1."),
+    ({"batch_size": 0}, RunError, "evaluate: `batch_size` is 0; expected a whole number of at least 1."),
+    (
+        {"options": Options(shard_size=0)},
+        RunError,
+        "evaluate: `shard_size` is 0; expected a whole number of at least 1.",
+    ),
+    (
+        {"data": 7},
+        DataError,
+        "robench: `data` is int; expected a folder, a pair (images, labels), or a robench.data.Source.",
+    ),
+    (
+        {"data": (random_images(20) * 255, [0] * 20)},
+        DataError,
+        "Divide by 255, and leave normalisation to the model.",
+    ),
+    ({"data": (random_images(20) - 0.5, [0] * 20)}, DataError, "expected values in [0, 1]."),
+    (
+        {"data": (random_images(20), [0] * 19 + [-1])},
+        DataError,
+        "arrays: `labels` is -1; expected class numbers from 0",
+    ),
+    (
+        {"data": (random_images(0), torch.zeros(0, dtype=torch.int64))},
+        DataError,
+        "arrays: `data` is empty; expected at least one example.",
+    ),
+    ({"data": (random_images(20), [0] * 19)}, DataError, "`labels` is int64 of shape (19,); expected integers"),
+    ({"data": (random_images(20) * torch.nan, [0] * 20)}, DataError, "`image` is from nan to nan; expected values in"),
+    ({"data": (random_images(20), [9] * 20)}, ModelError, "expected shape (16, at least 10)."),
+]
+
+
+@pytest.mark.parametrize(("arguments", "kind", "message"), BAD_CALLS, ids=[case[2][:40] for case in BAD_CALLS])
+def test_bad_arguments_are_refused_at_the_door(
+    tmp_path: Path, protocol: Path, arguments: dict[str, Any], kind: type[RobenchError], message: str
+) -> None:
+    net, folder = small_net(), tmp_path / "run"
+    with pytest.raises(kind) as caught:
+        evaluate(net, protocol, **{"data": _data(net), "run_dir": folder, **arguments})
+    assert message in str(caught.value)
+    assert not folder.exists()
+
+
+def test_data_that_is_not_shipped_must_be_named() -> None:
+    with pytest.raises(DataError) as caught:
+        evaluate(small_net(), "pgd-linf")
+    assert str(caught.value) == (
+        "robench: `data` is none; expected the images of `imagenet`. "
+        "Give `data=` (or `--data`): a folder with one sub-folder per class."
+    )
+
+
+def test_a_run_of_a_handed_in_model_is_resumed_from_python(tmp_path: Path, protocol: Path) -> None:
+    net, folder = small_net(), tmp_path / "run"
+    evaluate(net, protocol, data=_data(net), run_dir=folder)
+    with pytest.raises(RunError) as caught:
+        resume(folder)
+    assert str(caught.value) == (
+        f"{folder}: `plan.json` is of a model handed in from Python; expected names to load. "
+        f'Call `robench.evaluate` again with the same arguments and `run_dir="{folder}"`.'
+    )
+
+
+def _attack(**changes: Any) -> dict[str, Any]:
+    import tomllib
+
+    content = tomllib.loads(PROTOCOL.format(digest="0" * 64))
+    content["attack"] = {key: value for key, value in {**content["attack"], **changes}.items() if value is not None}
+    return content
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kind": "pdg"}, "own.toml: `attack.kind` is `pdg`; expected the name of an attack. Did you mean `pgd`?"),
+        ({"setps": 3}, "own.toml: `attack.setps` is unknown; expected a field. Did you mean `steps`?"),
+        ({"steps": None}, "own.toml: `attack.steps` is missing; expected a value. Add the key."),
+        ({"steps": "8"}, "own.toml: `attack.steps` is '8'; expected a value of type int."),
+        ({"steps": True}, "own.toml: `attack.steps` is True; expected a value of type int."),
+        (
+            {"step_size": "0.01"},
+            "own.toml: `attack.step_size` is '0.01'; expected a fraction of the unit range as a string, "
+            'such as "4/255".',
+        ),
+        ({"steps": 7}, "own.toml: `score.steps` is 8; expected at most 7, the steps of the attack."),
+        ({"step_size": "0"}, "own.toml: PGD: `step_size` is 0.0; expected more than 0."),
+    ],
+)
+def test_the_keys_of_an_attack_are_checked_against_its_fields(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        build_attack(parse_protocol(_attack(**changes), where="own.toml"))
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("name", sorted(shipped()))
+def test_every_shipped_protocol_builds(name: str) -> None:
+    stages, budget = build_attack(shipped()[name])
+    assert len(stages) == 1
+    assert budget.epsilon > 0
+
+
+def test_evaluate_is_the_public_one() -> None:
+    assert robench.evaluate is evaluate
