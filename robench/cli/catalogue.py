@@ -3,8 +3,8 @@
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from robench.cli.screen import out, print_json
 from robench.registry import list_protocols, resolve
@@ -19,7 +19,7 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdou
     table = Table("protocol", "status", "data", "what it measures")
     for protocol in protocols:
         data = f"{protocol.data.source}, {protocol.data.count:,}"
-        table.add_row(protocol.exact_name, protocol.status, data, escape(protocol.title))
+        table.add_row(protocol.exact_name, protocol.status, data, Text(protocol.title))
     out.print(table)
 
 
@@ -41,7 +41,7 @@ def show(
             continue
         rows = value.items() if isinstance(value, dict) else [("", value)]
         for part, each in rows:
-            table.add_row(f"{key}.{part}".rstrip("."), escape(str(each)))
+            table.add_row(f"{key}.{part}".rstrip("."), Text(str(each)))
     table.add_row("digest", registered.protocol.digest)
     table.add_row("official", "yes" if registered.official else "no")
     out.print(table)

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from robench.cli.screen import out, print_json
 from robench.comparison import compare as compare_runs
@@ -50,7 +50,7 @@ def compare(
             metric = result.headline
             bounds = wilson(metric.numerator, metric.denominator)
             interval = f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
-            table.add_row(letter, escape(result.model.name), percent(metric), escape(interval))
+            table.add_row(letter, Text(result.model.name), percent(metric), Text(interval))
         out.print(table)
         out.print(f"only A robust: {found.only_a}, only B robust: {found.only_b}, of {found.total}")
         points = f"{100 * found.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"

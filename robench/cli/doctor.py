@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from robench.cli.screen import out, print_json
 from robench.environment import environment
@@ -43,7 +43,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     else:
         table = Table("what", Column("found", overflow="fold"))
         for key, value in report.items():
-            table.add_row(key, escape(value))
+            table.add_row(key, Text(value))
         out.print(table)
         out.print("Something is broken; see above." if broken else "Ready.")
     if broken:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from robench.cli.screen import bar, err, out, print_json
 from robench.progress import Progress
@@ -152,12 +152,12 @@ def _report(results: list[Result], json: bool) -> None:
 def table(result: Result) -> Table:
     """The metrics of a result with counts and intervals."""
     title = f"{result.model.name} under {result.protocol.id}@{result.protocol.version}"
-    rows = Table(title=escape(title), title_justify="left")
+    rows = Table(title=Text(title, style="table.title"), title_justify="left")
     rows.add_column("metric")
     for column in ("value", "95 % interval", "examples"):
         rows.add_column(column, justify="right")
     for metric in result.metrics:
         low, high = metric.interval
         interval, counts = f"[{100 * low:.1f}, {100 * high:.1f}]", f"{metric.numerator}/{metric.denominator}"
-        rows.add_row(metric.name, percent(metric), escape(interval), counts)
+        rows.add_row(metric.name, percent(metric), Text(interval), counts)
     return rows

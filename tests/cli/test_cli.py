@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from robench.cli import evaluate as evaluate_room
 from robench.cli.main import app, main
 from robench.errors import RobenchError
-from robench.registry import list_protocols
+from robench.registry import list_protocols, shipped_folder
 from robench.training import bundled_recipes
 from tests.training.test_recipe import TINY
 
@@ -134,9 +134,7 @@ def test_show_says_every_setting_and_the_whole_digest() -> None:
 
 
 def test_show_takes_a_file_and_says_that_it_is_not_official(workplace: Path) -> None:
-    import robench_benchmarks
-
-    text = (Path(robench_benchmarks.__file__).parent / "mini-pgd-linf.toml").read_text()
+    text = (shipped_folder() / "mini-pgd-linf.toml").read_text()
     title = 'title = "[bold]loud[/bold] :smile:"'
     (workplace / "mine.toml").write_text(re.sub(r'(?m)^title = ".*"$', title, text))
     _, stdout, _ = _invoke("show", "mine.toml")
@@ -381,7 +379,6 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does() -> None:
     assert code == 0
     assert re.search(r"Resuming run: \d+ of 128 are done\.", stderr)
     resumed = json.loads(stdout)
-    assert resumed["cost"]["segments"] == 2
     whole = _json("evaluate", "own_cli:slow", "mini-pgd-linf", "--limit", "128", "--run-dir", "whole")
     assert resumed["metrics"] == whole["metrics"]
     assert resumed["outcomes"] == whole["outcomes"]
