@@ -10,6 +10,8 @@ Not here: how outcomes come about (`evaluation`).
 import hashlib
 import json
 import os
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -372,10 +374,27 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Turn a failed write into an error that says how to go on."""
+def _whole_write() -> Iterator[None]:
+    """Hold Ctrl-C back until the write is done; only the main thread is told of it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held: list[int] = []
+    previous = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
     try:
         yield
+    finally:
+        signal.signal(signal.SIGINT, previous if previous is not None else signal.SIG_DFL)
+    if held:
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Finish a write before Ctrl-C is heard, and turn a failed one into an error that says how to go on."""
+    try:
+        with _whole_write():
+            yield
     except OSError as error:
         if (folder / "plan.json").exists():
             advice = f"What is finished is kept: make room, then `robench resume {folder}`."

@@ -463,7 +463,7 @@ def test_a_full_disk_stops_a_merge_and_a_plan(tmp_path: Path, monkeypatch: pytes
     assert not run.finished
     with pytest.raises(RunError) as caught:
         Run.create(tmp_path / "new", plan())
-    assert str(caught.value) == _full(tmp_path / "new")
+    assert str(caught.value).endswith("Nothing was computed yet: make room, or choose another `run_dir`.")
     assert not (tmp_path / "new" / "plan.json").exists()
     assert _leftovers(tmp_path) == []
 
@@ -544,3 +544,20 @@ def test_a_run_killed_while_it_writes_goes_on_to_the_same_bytes(tmp_path: Path) 
         fill(run).merge(ENVIRONMENT)
     for name in ("outcomes.csv.gz", "result.json"):
         assert (run.folder / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_ctrl_c_is_heard_after_the_write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path / "run", plan())
+    flush = os.fsync
+
+    def interrupted(descriptor: int) -> None:
+        signal.raise_signal(signal.SIGINT)
+        flush(descriptor)
+
+    handler = signal.getsignal(signal.SIGINT)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.write_shard(shard(run, 0))
+    assert run.read_shard(0).index == 0
+    assert signal.getsignal(signal.SIGINT) is handler

@@ -156,7 +156,6 @@ def drive(
     slots: int = 32,
     confirm: Classifier | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
-    on_step: Callable[[], None] = lambda: None,
 ) -> Iterator[Finished]:
     """Attack every example of a source; yield each as soon as its outcome is final, in no fixed order.
 
@@ -169,13 +168,11 @@ def drive(
       slots: examples attacked at a time.
       confirm: the user's own, unmodified model; by default `classifier`.
       on_event: told of what the record of a run should keep, such as `slots halved`.
-      on_step: called between two looks at the model: a safe moment to stop.
     Raises:
       BudgetError: an attack left its budget.
       ModelError: one image alone does not fit into memory.
     """
     driver = _Driver(stages, classifier, confirm or classifier, budget, seed, slots, on_event)
-    driver.on_step = on_step
     with classifier.frozen():
         yield from driver.run(iter(source))
 
@@ -201,11 +198,9 @@ class _Driver:
         self.claims: list[_Claim] = []
         self.ready: deque[Finished] = deque()
         self.exhausted = False
-        self.on_step: Callable[[], None] = lambda: None
 
     def run(self, source: Iterator[Example]) -> Iterator[Finished]:
         while True:
-            self.on_step()
             depth = self._next_depth()
             if depth is not None:
                 self._advance(depth)

@@ -40,14 +40,14 @@ class Screen:
 
     def update(self, progress: Progress) -> None:
         now = time.monotonic()
+        rate = (progress.done - self._already) / max(now - self._started, 1e-9)
+        note = ", ".join(part for part in (f"{rate:.1f}/s", _so_far(progress)) if part)
         if err.is_terminal:
-            self._bar.update(self._task, completed=progress.done, note=_so_far(progress))
+            self._bar.update(self._task, completed=progress.done, note=note)
         elif now - self._last >= LINE_SECONDS:
             self._last = now
-            rate = (progress.done - self._already) / max(now - self._started, 1e-9)
-            left = (progress.total - progress.done) / rate if rate else float("inf")
-            line = f"{progress.done}/{progress.total} examples, {rate:.1f}/s, {left:.0f} s left"
-            err.print(", ".join(part for part in (line, _so_far(progress)) if part), markup=False)
+            left = f"{(progress.total - progress.done) / rate:.0f} s left, " if rate else ""
+            err.print(f"{progress.done}/{progress.total} examples, {left}{note}", markup=False)
 
     def end(self, result: Result) -> None:
         self.stop()

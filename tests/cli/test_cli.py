@@ -56,8 +56,9 @@ def chatty():
 
 
 def slow():
-    import time
-    model = three()
+    """The same, but slow where a test wants to stop it in the middle."""
+    import os, time
+    model, pause = three(), float(os.environ.get("OWN_PAUSE", 0))
 
     class Slow(nn.Module):
         def __init__(self):
@@ -65,7 +66,7 @@ def slow():
             self.model = model
 
         def forward(self, images):
-            time.sleep(0.05)
+            time.sleep(pause)
             return self.model(images)
 
     return Slow().eval()
@@ -335,9 +336,9 @@ def test_plain_lines_when_stderr_is_no_terminal(monkeypatch: pytest.MonkeyPatch)
     _, _, stderr = _invoke(*RUN, "run")
     lines = [line for line in stderr.splitlines() if " examples, " in line]
     assert len(lines) == 16
-    form = r"\d+/16 examples, \d+\.\d/s, \d+ s left(, first \d+: clean [\d.]+ %, robust [\d.]+ % \[[\d.]+, [\d.]+\])?"
+    form = r"\d+/16 examples, \d+ s left, \d+\.\d/s(, first \d+: clean [\d.]+ %, robust [\d.]+ % \[[\d.]+, [\d.]+\])?"
     assert all(re.fullmatch(form, line) for line in lines)
-    assert re.fullmatch(r"16/16 examples, .*, 0 s left, first 16: .*", lines[-1])
+    assert re.fullmatch(r"16/16 examples, 0 s left, .*, first 16: .*", lines[-1])
     assert "\x1b" not in stderr
     assert "\r" not in stderr
 
@@ -348,19 +349,10 @@ def test_a_short_run_in_a_pipe_prints_no_progress() -> None:
 
 def _interrupted(how: int) -> tuple[int, str]:
     """A run of a slow model that is stopped once a shard is there; exit code and stderr."""
-    arguments = [
-        "evaluate",
-        "own_cli:slow",
-        "mini-pgd-linf",
-        "--limit",
-        "128",
-        "--run-dir",
-        "run",
-        "--batch-size",
-        "16",
-    ]
-    command = [sys.executable, "-m", "robench", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    arguments = ["evaluate", "own_cli:slow", "mini-pgd-linf", "--limit", "128", "--run-dir", "run"]
+    command, environment = [sys.executable, "-m", "robench", *arguments], {**os.environ, "OWN_PAUSE": "0.03"}
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         deadline = time.monotonic() + 120
         while not list(Path().glob("run/shards/*.csv")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)

@@ -52,7 +52,9 @@ def test_what_is_no_example_is_left_out(tmp_path: Path) -> None:
     assert source.classes == 2
 
 
-@pytest.mark.parametrize("size", [(301, 227), (227, 301), (257, 256), (256, 256), (225, 333), (1001, 259), (50, 47)])
+@pytest.mark.parametrize(
+    "size", [(301, 227), (227, 301), (257, 256), (256, 256), (225, 333), (333, 225), (1001, 259), (50, 47)]
+)
 def test_the_view_is_torchvisions_pixel_for_pixel(tmp_path: Path, size: tuple[int, int]) -> None:
     path = tmp_path / "picture.png"
     Image.fromarray(_picture(*size)).save(path)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from robench.arrays import state_digest
-from robench.data.mini import pinned_images
+from robench.data.mini import attack_set
 from robench.errors import ModelError
 from robench.zoo import ARCHITECTURES, MODELS, Normalised, bundled_weights, load_model, resolve
 
@@ -42,11 +42,13 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_bundled_models_load_and_answer(name: str) -> None:
     model = load_model(name)
-    images = torch.from_numpy(pinned_images(count=16)).float() / 255
+    pixels, labels = attack_set()
+    images = torch.from_numpy(pixels).float() / 255
     with torch.no_grad():
-        logits = model(images)
-    assert logits.shape == (16, 10)
+        logits = torch.cat([model(part) for part in torch.split(images, 128)])
+    assert logits.shape == (512, 10)
     assert bool(logits.isfinite().all())
+    assert (logits.argmax(dim=1).numpy() == labels).mean() > 0.5  # other weights or another normalisation: 0.1
     assert not any(part.training for part in model.modules())
     assert bundled_weights(name).stat().st_size <= 1_000_000
 
@@ -76,6 +78,8 @@ def test_architectures_are_small_and_take_the_mini_images(architecture: str) -> 
     assert sum(tensor.numel() * tensor.element_size() for tensor in state.values()) < 1_000_000
     with torch.no_grad():
         assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 10)
+    assert model.mean.flatten().tolist() == [0.5] * 3  # the weights rest on these
+    assert model.std.flatten().tolist() == [0.25] * 3
 
 
 def test_normalisation_is_inside_and_not_in_the_state() -> None:
