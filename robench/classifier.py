@@ -8,7 +8,9 @@ mistake costs seconds. The model itself is never changed: its parameters are fro
 Not here: turning names into models (`robench.zoo`), and what is done with the answers.
 """
 
+import hashlib
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,7 +31,7 @@ MINIMUM_ROWS = 16
 
 @dataclass
 class Passes:
-    """How many images the model has seen, padding excluded."""
+    """How many images the model was shown, idle slots included, padding of small batches excluded."""
 
     forward: int = 0
     backward: int = 0
@@ -57,7 +59,7 @@ class Classifier:
         self.minimum_rows = MINIMUM_ROWS
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
-        if device is not None and self.module is not None and tensors and tensors[0].device != torch.device(device):
+        if device is not None and tensors and not _same_device(torch.device(device), tensors[0].device):
             raise ModelError(
                 complaint(
                     self.name,
@@ -67,9 +69,10 @@ class Classifier:
                     "Move the model there first; robench does not move a model it was handed.",
                 )
             )
-        self.device = (
-            torch.device(device) if device is not None else tensors[0].device if tensors else torch.device("cpu")
-        )
+        if tensors:
+            self.device = tensors[0].device
+        else:
+            self.device = torch.device(device) if device is not None else torch.device("cpu")
         bounds = getattr(model, "bounds", None)  # foolbox models name their range
         self._low, self._high = (float(bounds[0]), float(bounds[1])) if bounds is not None else (0.0, 1.0)
         self._speaks_numpy: bool | None = False if self.module is not None else None
@@ -159,6 +162,15 @@ class Classifier:
     def state_digest(self) -> str | None:
         """SHA-256 of parameters and buffers; None for a bare callable."""
         return state_digest(self.module.state_dict()) if self.module is not None else None
+
+    def configuration_digest(self) -> str | None:
+        """SHA-256 of what a module is beside its state: its parts as it prints them, and unsaved buffers."""
+        if self.module is None:
+            return None
+        saved = self.module.state_dict().keys()
+        unsaved = {name: buffer for name, buffer in self.module.named_buffers() if name not in saved}
+        parts = re.sub(r" at 0x[0-9a-f]+", "", repr(self.module))  # addresses of functions are no configuration
+        return hashlib.sha256(f"{parts}|{state_digest(unsaved)}".encode()).hexdigest()
 
     def parameter_count(self) -> int | None:
         """Number of parameters; None for a bare callable."""
@@ -268,7 +280,11 @@ class Classifier:
             )
 
     def _check_steady(self, batch: Tensor, first: Tensor) -> None:
-        again, mirrored = self.logits(batch), self.logits(batch.flip(0)).flip(0)
+        """The same image gets the same answer, again and in any company."""
+        again = self.logits(batch)
+        half = DOOR_ROWS // 2
+        parts = [self.logits(torch.cat([part, part]))[:half] for part in (batch[:half], batch[half:].flip(0))]
+        company = torch.cat([parts[0], parts[1].flip(0)])
         first = first.to(torch.float32)
         scale = max(1.0, float(first.abs().max()))
         if float((again - first).abs().max()) > 1e-4 * scale:
@@ -281,12 +297,12 @@ class Classifier:
                     "The standard protocols would flatter or slander it: fix its random draws.",
                 )
             )
-        if float((mirrored - first).abs().max()) > 1e-3 * scale:
+        if float((company - first).abs().max()) > 1e-3 * scale:
             raise ModelError(
                 complaint(
                     self.name,
                     "model",
-                    "giving an image another answer when the batch is reordered",
+                    "giving an image another answer in another batch",
                     "an answer that depends on the image alone",
                     "Is batch normalisation in train mode inside the callable? Call `.eval()` on it.",
                 )
@@ -324,6 +340,11 @@ class Classifier:
             "a differentiable callable on tensors for this protocol's attack",
             "Keep the computation in torch (no NumPy, no `detach`), or choose a black-box protocol.",
         )
+
+
+def _same_device(asked: torch.device, found: torch.device) -> bool:
+    """`cuda` is any GPU, `cuda:1` that one."""
+    return asked.type == found.type and asked.index in (None, found.index)
 
 
 def rounded(value: float) -> float:

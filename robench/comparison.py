@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import RunError, complaint
-from robench.result import Result, read_result, wilson
+from robench.result import Result, holds, read_result, wilson
 from robench.runs import Run
 
 
@@ -64,16 +64,18 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
         raise RunError(
             complaint(where, "protocol", " and ".join(names), "one protocol", "Evaluate both under the same one.")
         )
+    if a.attack_revision != b.attack_revision:
+        revisions = f"{a.attack_revision} and {b.attack_revision}"
+        raise RunError(complaint(where, "attack_revision", revisions, "one revision", "Evaluate the older run again."))
     outcomes_a, outcomes_b = a.read_outcomes(), b.read_outcomes()
-    if [outcome.id for outcome in outcomes_a] != [outcome.id for outcome in outcomes_b]:
+    same_pixels = a.data.pixels_sha256 == b.data.pixels_sha256 or (a.data.official and b.data.official)
+    pairs_up = [(o.id, o.label) for o in outcomes_a] == [(o.id, o.label) for o in outcomes_b]
+    if not (pairs_up and same_pixels):
         found = f"{len(outcomes_a)} and {len(outcomes_b)} examples that differ"
         raise RunError(complaint(where, "ids", found, "the same examples", "Use the same data and `--limit`."))
-    step, scoring = _headline(run_a)
+    protocol = Run.open(run_a).plan.parsed_protocol()
     pairs = [
-        (first.robust_at(step, scoring), second.robust_at(step, scoring))
-        if step is not None
-        else (first.clean_correct, second.clean_correct)
-        for first, second in zip(outcomes_a, outcomes_b, strict=True)
+        (holds(protocol, first), holds(protocol, second)) for first, second in zip(outcomes_a, outcomes_b, strict=True)
     ]
     return Comparison(
         a,
@@ -83,11 +85,6 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
         only_b=pairs.count((False, True)),
         neither=pairs.count((False, False)),
     )
-
-
-def _headline(folder: Path) -> tuple[int | None, str]:
-    protocol = Run.open(folder).plan.parsed_protocol()
-    return (protocol.score.steps[-1] if protocol.score.steps else None), protocol.score.scoring
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

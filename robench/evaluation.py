@@ -9,12 +9,8 @@ Not here: how attacks work (`attacks`), and what is on disk (`runs`).
 import dataclasses
 import math
 import re
-import resource
-import shutil
-import sys
-import time
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
@@ -23,20 +19,20 @@ import torch
 from torch import Tensor
 
 from robench.attacks import CATALOGUE, REVISION
-from robench.attacks.drive import Example, Finished, Stage, drive
+from robench.attacks.drive import Stage
 from robench.budgets import BUDGETS, Budget, LinfBall
 from robench.classifier import DOOR_ROWS, Classifier
-from robench.data import Source, open_source
+from robench.data import Source, check_bundled, open_source
 from robench.data.mini import pinned_images
-from robench.data.source import check_image, ids_digest, pixel_digest
+from robench.data.source import check_image, ids_digest
 from robench.environment import environment
 from robench.errors import DataError, ProtocolError, RunError, complaint, did_you_mean
-from robench.outcome import Outcome
-from robench.progress import Progress, Silent, Watcher
+from robench.execution import Execution
+from robench.progress import Silent, Watcher
 from robench.protocol import FRACTION_FORM, Protocol, fraction
 from robench.registry import Registered, resolve
 from robench.result import ModelRecord, Result, read_result
-from robench.runs import Plan, PlannedData, Run, Shard, run_key
+from robench.runs import Plan, PlannedData, Run, run_key
 from robench.zoo import Loaded
 from robench.zoo import resolve as resolve_model
 
@@ -135,9 +131,14 @@ def evaluate(
     """
     several = not isinstance(protocol, str | Path)
     names = [protocol] if isinstance(protocol, str | Path) else list(protocol)
-    registered = [resolve(name) for name in names]  # a misspelt name must not cost the runs before it
+    registered = [resolve(name) for name in names]
+    for entry in registered:  # a mistake in the last protocol must not cost the runs before it
+        build_attack(entry.protocol)
+        if data is None:
+            check_bundled(entry.protocol.data.source)
     chosen = options or Options()
     request = _Request(model, data, limit, device, batch_size, chosen)
+    _check_numbers(request)
     folders = [
         Path(run_dir) / entry.protocol.exact_name if several and run_dir is not None else run_dir
         for entry in registered
@@ -171,7 +172,9 @@ def resume(
         what = "a model" if plan.model.reference is None else "data"
         advice = f'Call `robench.evaluate` again with the same arguments and `run_dir="{folder}"`.'
         raise RunError(complaint(str(folder), "plan.json", f"of {what} handed in from Python", "names to load", advice))
-    options = Options(weights=plan.weights, shard_size=plan.shard_size, watcher=watcher or Silent())
+    options = Options(
+        name=plan.model.name, weights=plan.weights, shard_size=plan.shard_size, watcher=watcher or Silent()
+    )
     request = _Request(plan.model.reference, plan.data.path, plan.data.limit, device, batch_size, options)
     return _evaluate(request, Registered(plan.parsed_protocol(), plan.official), folder)
 
@@ -191,8 +194,7 @@ class _Request:
 def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | None) -> Result:
     protocol, options = registered.protocol, request.options
     stages, budget = build_attack(protocol)
-    _check_numbers(request)
-    with _same_random_state(request.device):
+    with _same_random_state(request.device), _exact_arithmetic():
         classifier, loaded = _load(request)
         source = open_source(protocol.data.source, request.data, resize=protocol.data.resize, crop=protocol.data.crop)
         planned = _planned_data(protocol, source, request)
@@ -201,22 +203,22 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
         plan = Plan(
             key=run_key(
                 protocol_digest=protocol.digest,
+                official=registered.official,
                 model=model,
-                ids_sha256=planned.ids_sha256,
-                limit=planned.limit,
+                data=planned,
                 attack_revision=REVISION,
             ),
             protocol=protocol.model_dump(mode="json", by_alias=True, exclude_none=True),
             official=registered.official,
             model=model,
-            weights=str(options.weights) if options.weights is not None else None,
+            weights=str(Path(options.weights).resolve()) if options.weights is not None else None,
             data=planned,
             shard_size=options.shard_size,
             attack_revision=REVISION,
             caveats=tuple(caveats),
         )
         folder = Path(run_dir) if run_dir is not None else default_folder(plan, protocol)
-        if options.fresh:
+        if options.fresh and folder.exists():
             _clear(folder)
         run = Run.create(folder, plan)
         _check_same_function(run, model)
@@ -225,98 +227,11 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
                 options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
                 return read_result(folder)
             slots = request.batch_size or (CPU_SLOTS if classifier.device.type == "cpu" else GPU_SLOTS)
-            work = _Work(run, protocol, classifier, source, slots, options.watcher)
+            work = Execution(run, protocol, classifier, source, slots, options.watcher)
             work.attack(stages, budget)
             result = run.merge(environment())
     options.watcher.end(result)
     return result
-
-
-class _Work:
-    """Attacks the examples of the missing shards of a run, and writes each shard when it is full."""
-
-    def __init__(
-        self, run: Run, protocol: Protocol, classifier: Classifier, source: Source, slots: int, watcher: Watcher
-    ) -> None:
-        self.run, self.protocol, self.classifier, self.source = run, protocol, classifier, source
-        self.slots, self.watcher = slots, watcher
-        self.outcomes: dict[int, Outcome] = {}
-        self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
-        self.prefix = self.clean = self.robust = 0
-        self.began = time.monotonic()
-        self.segment = f"{time.time_ns():x}"
-
-    def attack(self, stages: Sequence[Stage], budget: Budget) -> None:
-        """Attack what is missing."""
-        run, missing = self.run, self.run.missing_shards()
-        for index in sorted(set(range(run.plan.shards)) - set(missing)):
-            shard = run.read_shard(index)  # a foreign or edited shard is found now, not after the work
-            self.outcomes.update(zip(run.plan.examples_of(index), shard.outcomes, strict=True))
-        self.watcher.begin(run.folder, self._progress())
-        if self.outcomes:
-            self.watcher.notice(f"Resuming {run.folder}: {len(self.outcomes)} of {run.plan.data.count} are done.")
-        run.record("start", {"segment": self.segment, "slots": self.slots, "missing_shards": len(missing)})
-        stream = drive(
-            stages,
-            self.classifier,
-            self._examples(missing),
-            budget=budget,
-            seed=self.protocol.seed,
-            slots=self.slots,
-            on_event=self._event,
-        )
-        try:
-            for finished in stream:
-                self._finish(finished)
-        except KeyboardInterrupt:
-            run.record("interrupted", {"segment": self.segment})
-            raise
-
-    def _examples(self, shards: Sequence[int]) -> Iterator[Example]:
-        """Examples of these shards, read as the driver asks for them."""
-        positions = [position for shard in shards for position in self.run.plan.examples_of(shard)]
-        for position, image in zip(positions, self.source.images(positions), strict=True):
-            example = self.source.ids[position]
-            check_image(image, example)
-            self.pixels[position // self.run.plan.shard_size] += pixel_digest(example, image)
-            yield Example(position, example, self.source.labels[position], image)
-
-    def _finish(self, finished: Finished) -> None:
-        self.outcomes[finished.index] = _outcome(finished)
-        shard = finished.index // self.run.plan.shard_size
-        positions = self.run.plan.examples_of(shard)
-        if all(position in self.outcomes for position in positions):
-            outcomes = [self.outcomes[position] for position in positions]
-            self.run.write_shard(Shard(shard, outcomes, self.pixels[shard] % 2**256))
-            self._record_cost()
-        self.watcher.update(self._progress())
-
-    def _record_cost(self) -> None:
-        passes, device = self.classifier.passes, self.classifier.device
-        details = {
-            "segment": self.segment,
-            "wall_seconds": round(time.monotonic() - self.began, 3),
-            "forward": passes.forward,
-            "backward": passes.backward,
-            "peak_memory_bytes": _peak_memory(device),
-            "device": _device_name(device),
-            "slots": self.slots,
-        }
-        self.run.record("progress", details)
-
-    def _event(self, kind: str, details: dict[str, Any]) -> None:
-        self.slots = details.get("slots", self.slots)
-        self.run.record(kind, {"segment": self.segment, **details})
-        self.watcher.notice(f"{kind}: {', '.join(f'{name} {value}' for name, value in details.items())}")
-
-    def _progress(self) -> Progress:
-        steps, scoring = self.protocol.score.steps, self.protocol.score.scoring
-        while (outcome := self.outcomes.get(self.prefix)) is not None:
-            self.prefix += 1
-            self.clean += outcome.clean_correct
-            self.robust += outcome.robust_at(steps[-1], scoring) if steps else outcome.clean_correct
-        total = self.run.plan.data.count
-        return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust)
 
 
 def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
@@ -346,10 +261,13 @@ def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
         attack = kind(**settings)
     except ProtocolError as error:
         raise ProtocolError(f"{where}: {error}") from error
-    last = protocol.score.steps[-1]
-    if last > attack.steps:
-        raise ProtocolError(complaint(where, "score.steps", last, f"at most {attack.steps}, the steps of the attack"))
+    if any(step > attack.steps for step in protocol.score.steps):
+        expected = f"at most {attack.steps}, the steps of the attack"
+        raise ProtocolError(complaint(where, "score.steps", protocol.score.steps[-1], expected))
     read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
+    if protocol.budget.norm not in BUDGETS:
+        advice = did_you_mean(protocol.budget.norm, BUDGETS)
+        raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", "a known norm", advice))
     budget = BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
     return [Stage(attack, read_off)], budget
 
@@ -378,6 +296,12 @@ def _check_numbers(request: _Request) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             error = DataError if name == "limit" else RunError
             raise error(complaint("evaluate", name, repr(value), "a whole number of at least 1"))
+    if request.device is not None:
+        try:
+            torch.empty(0, device=request.device)
+        except (RuntimeError, AssertionError) as failure:
+            found, advice = f"`{request.device}`", "`robench doctor` shows what is there."
+            raise RunError(complaint("evaluate", "device", found, "a device of this machine", advice)) from failure
 
 
 @contextmanager
@@ -386,6 +310,19 @@ def _same_random_state(device: str | torch.device | None) -> Iterator[None]:
     on_gpu = device is not None and torch.device(device).type == "cuda"
     with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if on_gpu else []):
         yield
+
+
+@contextmanager
+def _exact_arithmetic() -> Iterator[None]:
+    """Switch TF32 off on GPUs, and back to what it was."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
 
 
 def _load(request: _Request) -> tuple[Classifier, Loaded | None]:
@@ -410,6 +347,8 @@ def _planned_data(protocol: Protocol, source: Source, request: _Request) -> Plan
         of=protocol.data.count,
         limit=limit,
         ids_sha256=ids_digest(source.ids[:limit]),
+        labels_sha256=ids_digest(str(label) for label in source.labels[:limit]),
+        content_sha256=getattr(source, "content_sha256", None),
         official=ids_digest(source.ids) == protocol.data.ids_sha256,
     )
 
@@ -440,6 +379,7 @@ def _model_record(classifier: Classifier, loaded: Loaded | None, shape: tuple[in
         loader=loaded.loader if loaded else own,
         weights_sha256=loaded.weights_sha256 if loaded else None,
         state_digest=classifier.state_digest(),
+        configuration_sha256=classifier.configuration_digest(),
         parameters=classifier.parameter_count(),
         fingerprint=tuple(classifier.fingerprint(pinned[:, :, : shape[0], : shape[1]])),
     )
@@ -460,37 +400,13 @@ def _check_same_function(run: Run, model: ModelRecord) -> None:
 
 def _clear(folder: Path) -> None:
     """Delete a run, and nothing that is none."""
-    if not folder.exists():
+    try:
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        found = f"no folder ({error.strerror or type(error).__name__})"
+        raise RunError(complaint(str(folder), "run_dir", found, "the folder of a run, or a new one")) from error
+    if empty:
         return
-    if any(folder.iterdir()) and not (folder / "plan.json").exists():
+    if not (folder / "plan.json").exists():
         raise RunError(complaint(str(folder), "run_dir", "not a run", "a run to start over, or a new folder"))
-    shutil.rmtree(folder)
-
-
-def _outcome(finished: Finished) -> Outcome:
-    return Outcome(
-        id=finished.id,
-        label=finished.label,
-        clean=finished.clean_prediction,
-        attacked=finished.attacked_prediction,
-        clean_margin=finished.clean_margin,
-        attacked_margin=finished.attacked_margin,
-        fooled_at=finished.fooled_at,
-        stage=finished.stage,
-        unconfirmed=finished.unconfirmed,
-        error=finished.error,
-    )
-
-
-def _peak_memory(device: torch.device) -> int:
-    """Most memory this process ever held: on the GPU if it works there, else resident."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{device.type}, {torch.get_num_threads()} threads"
+    Run.open(folder).clear()

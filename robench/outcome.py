@@ -51,10 +51,15 @@ class Outcome:
     def clean_correct(self) -> bool:
         return not self.error and self.clean == self.label
 
-    def robust_at(self, step: int, scoring: str) -> bool:
-        """Whether the example is right clean and not fooled at this step ("any iterate": or before)."""
+    def robust_at(self, step: int | None, scoring: str) -> bool:
+        """Whether the example is right clean and not fooled at this step ("any iterate": or before).
+
+        None is the end of the attack. Steps mean something within one stage only.
+        """
         if not self.clean_correct:
             return False
+        if step is None:
+            return not self.fooled_at
         if scoring == "any iterate":
             return all(fooled > step for fooled in self.fooled_at)
         return step not in self.fooled_at

@@ -80,7 +80,8 @@ class AttackSpec(BaseModel):
 class BudgetSpec(_Table):
     """What the attack may change."""
 
-    norm: Literal["linf", "l2"]
+    norm: str
+    """Name in `robench.budgets.BUDGETS`."""
     epsilon: FractionText
     """Radius in units of the image, as a fraction."""
 
@@ -91,7 +92,7 @@ class ScoreSpec(_Table):
     scoring: Literal["any iterate", "last iterate"] = "any iterate"
     """Whether any iterate up to a step counts, or the one at that step alone."""
     steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
-    """Steps at which robust accuracy is read off; the last one is the headline."""
+    """Steps at which robust accuracy is read off; the last one is the headline. None: at the end alone."""
 
     @model_validator(mode="after")
     def _rising(self) -> "ScoreSpec":
@@ -123,8 +124,8 @@ class Protocol(_Table):
     def _complete(self) -> "Protocol":
         if (self.attack is None) != (self.budget is None):
             raise ValueError("expected `attack` and `budget` together, or neither")
-        if self.attack is not None and not self.score.steps:
-            raise ValueError("expected `score.steps`: the steps at which robust accuracy is read off")
+        if self.score.scoring == "last iterate" and not self.score.steps:
+            raise ValueError('expected `score.steps` with the scoring "last iterate"')
         if self.attack is None and self.score.steps:
             raise ValueError("expected no `score.steps` without an attack")
         return self

@@ -94,6 +94,8 @@ class ModelRecord(_Record):
     """What built it: a class, or `callable`."""
     weights_sha256: Sha256 | None = None
     state_digest: Sha256 | None = None
+    configuration_sha256: Sha256 | None = None
+    """Of what a module is beside its state: its parts as it prints them, and unsaved buffers."""
     parameters: int | None = None
     fingerprint: tuple[tuple[int, float], ...] = ()
     """Best class and its logit on the pinned images of the mini generator."""
@@ -137,6 +139,8 @@ class Result(_Record):
 
     schema_name: Literal["robench.result/1"] = Field(default=SCHEMA, alias="schema")
     engine: Literal["native", "reference"] = "native"
+    attack_revision: int
+    """Of the attacks' code; two revisions may differ in outcomes."""
     status: Literal["complete", "partial", "unofficial"]
     """`complete` alone can be submitted: the official protocol on all of its own data, without error."""
     protocol: ProtocolRecord
@@ -209,6 +213,13 @@ def percent(metric: Metric) -> str:
     return f"{100 * metric.numerator / metric.denominator:.1f} %"
 
 
+def holds(protocol: Protocol, outcome: Outcome) -> bool:
+    """Whether an example counts for the headline of its protocol: right clean, and not fooled where it counts."""
+    if protocol.attack is None:
+        return outcome.clean_correct
+    return outcome.robust_at(protocol.score.steps[-1] if protocol.score.steps else None, protocol.score.scoring)
+
+
 def score(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Metric, ...]:
     """The metrics of a protocol, computed from outcomes alone; errored examples count as failures.
 
@@ -222,6 +233,8 @@ def score(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Metric, ...]
     for step in protocol.score.steps:
         survivors = sum(outcome.robust_at(step, protocol.score.scoring) for outcome in outcomes)
         metrics.append(Metric.of(f"robust@{step}", survivors, total))
+    if protocol.attack is not None and not protocol.score.steps:
+        metrics.append(Metric.of("robust", sum(holds(protocol, outcome) for outcome in outcomes), total))
     return tuple(metrics)
 
 

@@ -16,6 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -56,6 +57,9 @@ class PlannedData(_Record):
     of: int
     limit: int | None = None
     ids_sha256: Sha256
+    labels_sha256: Sha256
+    content_sha256: Sha256 | None = None
+    """Of what tells other images under the same ids apart, where the source knows it without reading them."""
     official: bool
 
 
@@ -90,21 +94,25 @@ class Plan(_Record):
 
 
 def run_key(
-    *, protocol_digest: str, model: ModelRecord, ids_sha256: str, limit: int | None, attack_revision: int
+    *, protocol_digest: str, official: bool, model: ModelRecord, data: PlannedData, attack_revision: int
 ) -> str:
     """SHA-256 of what changes the answer; device, batch size and workers do not.
 
-    A model with parameters is known by their digest; a bare callable by its name and what it says to
-    the pinned images.
+    A model with parameters is known by their digest and its configuration; a bare callable by its name
+    and the classes it gives the pinned images.
     """
     identity: dict[str, Any] = {"loader": model.loader, "reference": model.reference, "state": model.state_digest}
+    identity["configuration"] = model.configuration_sha256
     if model.state_digest is None:
-        identity |= {"name": model.name, "fingerprint": [list(pair) for pair in model.fingerprint]}
+        identity |= {"name": model.name, "classes": [best for best, _ in model.fingerprint]}
     content = {
         "protocol": protocol_digest,
+        "official": official,
         "model": identity,
-        "ids": ids_sha256,
-        "limit": limit,
+        "ids": data.ids_sha256,
+        "labels": data.labels_sha256,
+        "content": data.content_sha256,
+        "limit": data.limit,
         "attack_revision": attack_revision,
     }
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
@@ -182,6 +190,18 @@ class Run:
                     )
                     raise RunError(message) from error
             yield
+
+    def clear(self) -> None:
+        """Delete what this run wrote, and nothing else.
+
+        Raises:
+          RunError: another process is working on the run, or the folder cannot be written.
+        """
+        with self.locked(), _writing(self.folder):
+            for path in (self.folder / "shards").glob("*.csv"):
+                path.unlink()
+            for name in ("result.json", "cost.json", "outcomes.csv.gz", "events.jsonl", "plan.json"):
+                (self.folder / name).unlink(missing_ok=True)
 
     @property
     def finished(self) -> bool:
@@ -307,6 +327,7 @@ class Run:
             status = "complete" if plan.data.limit is None and not errored else "partial"
         return Result(
             status=status,
+            attack_revision=plan.attack_revision,
             protocol=ProtocolRecord(
                 id=protocol.id, version=protocol.version, digest=protocol.digest, official=plan.official
             ),
@@ -375,18 +396,19 @@ def _write_whole(path: Path, content: bytes) -> None:
 
 @contextmanager
 def _whole_write() -> Iterator[None]:
-    """Hold Ctrl-C back until the write is done; only the main thread is told of it."""
-    if threading.current_thread() is not threading.main_thread():
+    """Hold Ctrl-C back until the write is done, and then let whoever listened before have it."""
+    previous = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(previous):
         yield
         return
-    held: list[int] = []
-    previous = signal.signal(signal.SIGINT, lambda number, frame: held.append(number))
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, previous if previous is not None else signal.SIG_DFL)
+        signal.signal(signal.SIGINT, previous)
     if held:
-        raise KeyboardInterrupt
+        previous(*held[0])
 
 
 @contextmanager

@@ -13,7 +13,8 @@ NORMS = sorted(BUDGETS)
 
 def _distance(norm: str, change: torch.Tensor) -> torch.Tensor:
     order = {"linf": torch.inf, "l2": 2}[norm]
-    return torch.linalg.vector_norm(change.double().flatten(1), ord=order, dim=1)
+    length: torch.Tensor = torch.linalg.vector_norm(change.double().flatten(1), ord=order, dim=1)
+    return length
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -79,3 +80,11 @@ def test_a_zero_gradient_moves_nothing_and_makes_no_nan() -> None:
 def test_a_radius_must_be_finite_and_not_negative(norm: str, epsilon: float) -> None:
     with pytest.raises(BudgetError, match=rf"`epsilon` is {epsilon}; expected a finite radius of at least 0"):
         BUDGETS[norm](epsilon)
+
+
+def test_projections_are_inside_at_the_size_of_imagenet_too() -> None:
+    """Where a float32 sum of 150,528 squares is off by more than the tolerance."""
+    clean = random_images(2, 224)
+    far = clean + torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    for epsilon in (0.5, 3.0):
+        assert float(L2Ball(epsilon).excess(L2Ball(epsilon).project(far, clean), clean).max()) <= TOLERANCE

@@ -57,13 +57,12 @@ def test_a_model_whose_answer_depends_on_the_batch_is_refused() -> None:
     norm = nn.BatchNorm2d(3).train()
 
     def with_hidden_batch_norm(images: Tensor) -> Tensor:
-        weights = torch.arange(1.0, len(images) + 1)[:, None, None, None]
-        answer: Tensor = net(norm(images * weights))
+        answer: Tensor = net(norm(images))
         return answer
 
     _refused(
         with_hidden_batch_norm,
-        "m: `model` is giving an image another answer when the batch is reordered; expected an answer that depends "
+        "m: `model` is giving an image another answer in another batch; expected an answer that depends "
         "on the image alone. Is batch normalisation in train mode inside the callable? Call `.eval()` on it.",
     )
 
@@ -181,7 +180,7 @@ def test_what_is_not_callable_is_refused() -> None:
 def test_a_numpy_callable_is_a_black_box() -> None:
     weight = np.random.default_rng(0).normal(size=(3 * 8 * 8, 4)).astype(np.float32)
 
-    def in_numpy(images: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]  # any float array
+    def in_numpy(images: np.ndarray) -> np.ndarray:
         if not isinstance(images, np.ndarray):
             raise TypeError("arrays only")
         return images.reshape(len(images), -1) @ weight

@@ -12,6 +12,7 @@ import robench
 from robench.data import ArraySource, Source
 from robench.errors import DataError, ModelError, ProtocolError, RobenchError, RunError
 from robench.evaluation import Options, build_attack, evaluate, resume
+from robench.progress import Progress, Silent
 from robench.protocol import parse_protocol
 from robench.registry import shipped
 from robench.runs import Run
@@ -114,7 +115,7 @@ def test_a_float64_model_gets_the_same_verdicts_from_any_number_of_slots(tmp_pat
 
 def test_model_and_random_state_are_left_as_found(tmp_path: Path, protocol: Path) -> None:
     net = small_net()
-    list(net.parameters())[0].requires_grad_(False)
+    next(net.parameters()).requires_grad_(False)
     flags = [parameter.requires_grad for parameter in net.parameters()]
     before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1]  # type: ignore[index]
@@ -360,3 +361,76 @@ def test_every_shipped_protocol_builds(name: str) -> None:
 
 def test_evaluate_is_the_public_one() -> None:
     assert robench.evaluate is evaluate
+
+
+def test_other_images_or_labels_under_the_same_ids_are_another_run(tmp_path: Path, protocol: Path) -> None:
+    net, images = small_net(), random_images(20)
+    other = random_images(20, seed=1)
+    labels = net(images).argmax(dim=1)
+    keys = []
+    for index, data in enumerate([(images, labels), (other, labels), (images, (labels + 1) % 4), (images, labels)]):
+        evaluate(net, protocol, data=data, run_dir=tmp_path / str(index))
+        keys.append(Run.open(tmp_path / str(index)).plan.key)
+    assert keys[0] == keys[3]
+    assert len(set(keys)) == 3
+
+
+def test_modules_that_differ_outside_their_state_are_other_models(tmp_path: Path, protocol: Path) -> None:
+    keys = []
+    for index, tail in enumerate([nn.Identity(), nn.Hardtanh(-50, 50)]):
+        evaluate(
+            nn.Sequential(small_net(), tail).eval(), protocol, data=_data(small_net()), run_dir=tmp_path / str(index)
+        )
+        keys.append(Run.open(tmp_path / str(index)).plan.key)
+    assert keys[0] != keys[1]
+
+
+def test_gradients_that_are_no_numbers_err_the_example(tmp_path: Path, protocol: Path) -> None:
+    """They would make PGD stand still, and the model look robust."""
+    net = small_net()
+
+    def breaks_away_from_the_clean_images(images: Tensor) -> Tensor:
+        shown = images * 1
+        whole = (images * 255 - (images * 255).round()).abs().flatten(1).amax(dim=1) < 1e-3
+        if shown.requires_grad:
+            shown.register_hook(lambda gradient: gradient.where(whole[:, None, None, None], torch.nan))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        answer: Tensor = net(shown)
+        return answer
+
+    images = (random_images(40) * 255).to(torch.uint8)
+    labels = net(images.float() / 255).argmax(dim=1)
+    result = evaluate(breaks_away_from_the_clean_images, protocol, data=(images, labels), run_dir=tmp_path / "run")
+    errors = {outcome.error for outcome in result.read_outcomes() if outcome.error}
+    assert errors == {"the gradient is not finite at step 0 of pgd"}
+    assert result.counts.errored > 20
+    assert result.headline.numerator == 0
+
+
+def test_a_model_is_put_back_even_while_the_error_is_kept(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+
+    class Breaks(Silent):
+        def update(self, progress: Progress) -> None:
+            raise ValueError("a bug in a watcher")
+
+    with pytest.raises(ValueError, match="a bug in a watcher") as kept:
+        evaluate(net, protocol, data=_data(net), run_dir=tmp_path / "run", options=Options(watcher=Breaks()))
+    assert kept.value.__traceback__ is not None
+    assert all(parameter.requires_grad for parameter in net.parameters())
+
+
+def test_an_unknown_device_is_refused(protocol: Path) -> None:
+    for device in ("gpu", "cuda:99"):
+        with pytest.raises(RunError, match=rf"`device` is `{device}`; expected a device of this machine\."):
+            evaluate(small_net(), protocol, data=_data(small_net()), device=device)
+
+
+def test_images_of_another_size_are_found_before_they_are_stacked(tmp_path: Path, protocol: Path) -> None:
+    class Mixed(ArraySource):
+        def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+            for position in positions:
+                yield random_images(1, 8 if position < 30 else 9)[0]
+
+    data = Mixed(random_images(40), [0] * 40, classes=4)
+    with pytest.raises(DataError, match=r"`image` is of shape \(3, 9, 9\); expected \(3, 8, 8\), as before\."):
+        evaluate(small_net(), protocol, data=data, run_dir=tmp_path / "run")

@@ -31,6 +31,7 @@ FLOORS = {
     "data": 2,
     "zoo": 2,
     "evaluation": 3,
+    "execution": 3,
     "training": 4,
     "cli": 5,
     "__main__": 5,
@@ -38,7 +39,7 @@ FLOORS = {
 RECORDS = {"errors", "protocol", "outcome", "runs", "result", "comparison", "registry", "progress"}
 COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "attacks", "data", "zoo"}
 BOTH_WINGS = {"errors", "environment"}
-KNOWS_BOTH = {"evaluation", "cli", "__main__"}
+KNOWS_BOTH = {"evaluation", "execution", "cli", "__main__"}
 RECIPE_WORDS = {"fraction", "FRACTION_FORM"}
 """What `training` may take from `protocol`: how a recipe writes its numbers."""
 RECORDS_LIBRARIES = {"pydantic", "pydantic_core"}

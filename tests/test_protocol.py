@@ -165,7 +165,7 @@ def test_the_digest_sees_keys_that_come_and_go() -> None:
         protocol(attack__clip=MISSING),
         protocol(attack__clip=1),
         protocol(data__resize=MISSING),
-        protocol(attack=MISSING, budget=MISSING),
+        protocol(score=MISSING),
         protocol(attack=MISSING, budget=MISSING, score=MISSING),
     ]
     assert len({protocol().digest, *(other.digest for other in others)}) == len(others) + 1
@@ -225,7 +225,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"budget__epsilon": "4/0"}, "`budget.epsilon` is '4/0'; expected a denominator other than zero."),
     ({"attack__step_size": 0.01}, f"`attack.step_size` is 0.01; expected {FLOATS}"),
     ({"attack__steps": [1]}, "`attack.steps` is [1]; expected a whole number, a string or a boolean."),
-    ({"budget__norm": "l1"}, "`budget.norm` is 'l1'; expected 'linf' or 'l2'."),
+    ({"budget__norm": 2}, "`budget.norm` is 2; expected a valid string."),
     ({"status": "new"}, "`status` is 'new'; expected 'draft', 'active', 'superseded' or 'withdrawn'."),
     ({"version": True}, "`version` is True; expected a valid integer."),
     ({"version": 0}, "`version` is 0; expected greater than or equal to 1."),
@@ -239,7 +239,11 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"score__steps": [-1]}, "`score.steps.0` is -1; expected greater than or equal to 0."),
     ({"budget": MISSING}, "expected `attack` and `budget` together, or neither."),
     ({"attack": MISSING}, "expected `attack` and `budget` together, or neither."),
-    ({"score": MISSING}, "expected `score.steps`: the steps at which robust accuracy is read off."),
+    (
+        {"score": {"scoring": "last iterate"}},
+        'expected `score.steps` with the scoring "last iterate".',
+    ),
+    ({"attack": MISSING, "budget": MISSING}, "expected no `score.steps` without an attack."),
 ]
 
 
@@ -263,7 +267,7 @@ def test_steps_rise(steps: list[int]) -> None:
 
 def test_every_wrong_key_gets_its_line() -> None:
     with pytest.raises(ProtocolError) as caught:
-        protocol(version=0, budget__norm="l1", seeed=1)
+        protocol(version=0, budget__norm=1, seeed=1)
     lines = str(caught.value).splitlines()
     assert [line.split("`")[1] for line in lines] == ["version", "budget.norm", "seeed"]
     assert all(line.startswith("toy-pgd.toml: `") for line in lines)

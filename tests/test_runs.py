@@ -52,6 +52,7 @@ def plan(
         "of": 7,
         "limit": limit,
         "ids_sha256": ids_of(outcomes),
+        "labels_sha256": "1b" * 32,
         "official": True,
         **data,
     }
@@ -170,26 +171,39 @@ MODEL = ModelRecord(name="a", reference="toy", loader="tests", state_digest="2e"
 CALLABLE = ModelRecord(name="a", loader="callable", fingerprint=((1, 0.5),))
 
 
-def _key(model: ModelRecord = MODEL, **changes: Any) -> str:
-    content = {"protocol_digest": "a", "ids_sha256": "b", "limit": None, "attack_revision": 1, **changes}
-    return run_key(model=model, **content)
+DATA = PlannedData(source="toy", count=4, of=4, ids_sha256="1a" * 32, labels_sha256="1b" * 32, official=True)
+
+
+def _key(model: ModelRecord = MODEL, data: dict[str, Any] | None = None, **changes: Any) -> str:
+    content: dict[str, Any] = {"protocol_digest": "a", "official": True, "attack_revision": 1, **changes}
+    return run_key(model=model, data=DATA.model_copy(update=data or {}), **content)
 
 
 def test_the_key_hashes_what_changes_the_answer() -> None:
     others = [
         _key(protocol_digest="x"),
-        _key(ids_sha256="x"),
-        _key(limit=3),
+        _key(official=False),
         _key(attack_revision=2),
+        _key(data={"ids_sha256": "2a" * 32}),
+        _key(data={"labels_sha256": "2a" * 32}),
+        _key(data={"content_sha256": "2a" * 32}),
+        _key(data={"limit": 3}),
         _key(MODEL.model_copy(update={"loader": "x"})),
         _key(MODEL.model_copy(update={"reference": "x"})),
         _key(MODEL.model_copy(update={"state_digest": "3e" * 32})),
+        _key(MODEL.model_copy(update={"configuration_sha256": "3e" * 32})),
         _key(CALLABLE),
         _key(CALLABLE.model_copy(update={"name": "x"})),
-        _key(CALLABLE.model_copy(update={"fingerprint": ((1, 0.25),)})),
+        _key(CALLABLE.model_copy(update={"fingerprint": ((2, 0.5),)})),
     ]
     assert len({_key(), *others}) == len(others) + 1
     assert all(re.fullmatch(r"[0-9a-f]{64}", key) for key in others)
+
+
+def test_the_key_does_not_hash_what_another_machine_may_change() -> None:
+    assert _key(data={"path": "/elsewhere", "count": 3}) == _key()
+    rounded = CALLABLE.model_copy(update={"fingerprint": ((1, 0.5001),)})
+    assert _key(rounded) == _key(CALLABLE)
 
 
 def test_the_key_of_a_model_with_parameters_is_not_its_name() -> None:

@@ -1,6 +1,6 @@
 """Full AutoAttack by the reference implementation (pyautoattack) on the mini suite; prints one JSON line.
 
-    python docs/measure/autoattack.py mini-resnet-gelu-adv --epsilon 6/255 --count 256
+    python docs/measure/autoattack.py mini-resnet-gelu-adv --epsilon 4/255 --count 256
 
 Until robench has AutoAttack of its own, this is how the difficulty of the suite is measured.
 """
@@ -22,7 +22,7 @@ def main() -> None:
     """Attack the first images of the suite, and print how many survive."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model")
-    parser.add_argument("--epsilon", default="6/255", type=Fraction)
+    parser.add_argument("--epsilon", default="4/255", type=Fraction)
     parser.add_argument("--count", default=256, type=int)
     parser.add_argument("--seed", default=0, type=int)
     arguments = parser.parse_args()

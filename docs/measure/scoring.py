@@ -1,6 +1,6 @@
 """How far "any iterate" and "last iterate" differ on the mini suite; prints one JSON line per model.
 
-    python docs/measure/scoring.py mini-resnet-adv mini-deit-adv
+python docs/measure/scoring.py mini-resnet-adv mini-deit-adv
 """
 
 import json

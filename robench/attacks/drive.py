@@ -10,7 +10,7 @@ Not here: any attack, protocols, files, and progress bars.
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -156,7 +156,7 @@ def drive(
     slots: int = 32,
     confirm: Classifier | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
-) -> Iterator[Finished]:
+) -> Generator[Finished, None, None]:
     """Attack every example of a source; yield each as soon as its outcome is final, in no fixed order.
 
     Args:
@@ -258,12 +258,13 @@ class _Driver:
         query = pool.stage.attack.ask(pool.slots.state)
         try:
             answer, adversarial = self._look(pool, query)
+            state = pool.stage.attack.tell(pool.slots.state, answer)
+            margins = self._margins(pool, query, answer)
         except (RuntimeError, MemoryError) as error:
-            self._halve(pool, error)
+            self._halve(error)
             return
         fooled = self._judge(pool, query, answer, set(adversarial))
-        state = pool.stage.attack.tell(pool.slots.state, answer)
-        pool.slots = _Slots(state, self._margins(pool, query, answer))
+        pool.slots = _Slots(state, margins)
         self._collect(depth, fooled, adversarial, query)
         if len(self.claims) >= self.confirm.minimum_rows:
             self._settle()
@@ -366,16 +367,16 @@ class _Driver:
             )
 
     def _judge(self, pool: _Pool, query: Query, answer: Answer, fooled: set[int]) -> set[int]:
-        """Which slots were fooled; a slot whose logits are no numbers is errored instead."""
-        broken = ~answer.logits.isfinite().all(dim=1)
-        if bool(broken.any()):
+        """Which slots were fooled; a slot whose logits or gradient are no numbers is errored instead."""
+        for what, values in (("logits", answer.logits), ("gradient", answer.gradient)):
+            broken = ~values.flatten(1).isfinite().all(dim=1) if values is not None else torch.zeros(0)
             for row in broken.nonzero()[:, 0].tolist():
                 slot = int(query.rows[row])
                 record = pool.records[slot]
-                if record is not None:
-                    record.error = (
-                        f"the logits are not finite at step {int(query.step[row])} of {pool.stage.attack.name}"
-                    )
+                if record is not None and not (what == "gradient" and slot in fooled):
+                    verb = "are" if what == "logits" else "is"
+                    step, name = int(query.step[row]), pool.stage.attack.name
+                    record.error = record.error or f"the {what} {verb} not finite at step {step} of {name}"
                     fooled.discard(slot)
         return fooled
 
@@ -458,10 +459,10 @@ class _Driver:
                 parts.append(look(images[done : done + self.slots]))
                 done += len(parts[-1])
             except (RuntimeError, MemoryError) as error:
-                self._halve(None, error)
+                self._halve(error)
         return torch.cat(parts)
 
-    def _halve(self, pool: _Pool | None, error: Exception) -> None:
+    def _halve(self, error: Exception) -> None:
         """Go on with half the slots if memory ran out; any other error goes on its way."""
         if not _out_of_memory(error):
             raise error

@@ -10,7 +10,7 @@ from robench.data.mini import CLASSES, attack_set, attack_set_ids
 from robench.data.source import Source, check_source
 from robench.errors import DataError, complaint
 
-__all__ = ["CATALOGUE", "ArraySource", "FolderSource", "Source", "open_source"]
+__all__ = ["CATALOGUE", "ArraySource", "FolderSource", "Source", "check_bundled", "open_source"]
 
 
 def _mini() -> Source:
@@ -26,6 +26,19 @@ CATALOGUE: dict[str, Callable[[], Source] | None] = {
 """What opens a data set without being told where it lies, by its name in a protocol."""
 
 
+def check_bundled(name: str) -> Callable[[], Source]:
+    """What opens a data set that is shipped.
+
+    Raises:
+      DataError: it is not shipped, or unknown.
+    """
+    opener = CATALOGUE.get(name)
+    if opener is None:
+        advice = "Give `data=` (or `--data`): a folder with one sub-folder per class."
+        raise DataError(complaint("robench", "data", "none", f"the images of `{name}`", advice))
+    return opener
+
+
 def open_source(name: str, data: Any, *, resize: int | None, crop: int) -> Source:
     """The examples of a protocol.
 
@@ -38,11 +51,7 @@ def open_source(name: str, data: Any, *, resize: int | None, crop: int) -> Sourc
       DataError: there is nothing to read, or ids, labels or shapes are wrong.
     """
     if data is None:
-        opener = CATALOGUE.get(name)
-        if opener is None:
-            advice = "Give `data=` (or `--data`): a folder with one sub-folder per class."
-            raise DataError(complaint("robench", "data", "none", f"the images of `{name}`", advice))
-        source = opener()
+        source = check_bundled(name)()
     elif isinstance(data, str | Path):
         source = FolderSource(Path(data), resize=resize, crop=crop)
     elif isinstance(data, tuple) and len(data) == 2:

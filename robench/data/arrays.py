@@ -1,5 +1,6 @@
 """Examples that lie in memory."""
 
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -65,6 +66,14 @@ class ArraySource:
         self.ids = [names[index] for index in self._order]
         self.labels = [int(targets[index]) for index in self._order]
         self.classes = classes
+
+    @property
+    def content_sha256(self) -> str:
+        """SHA-256 of the pixels, which tells other images under the same ids apart."""
+        digest = hashlib.sha256()
+        for index in self._order:
+            digest.update(np.ascontiguousarray(np.asarray(self._pixels[index])).tobytes())
+        return digest.hexdigest()
 
     def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
         for position in positions:

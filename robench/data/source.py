@@ -17,7 +17,11 @@ _UNWRITABLE = re.compile(r"[\n\r\0\ud800-\udfff]")  # the last are bytes of a fi
 
 @runtime_checkable
 class Source(Protocol):
-    """Examples in protocol order."""
+    """Examples in protocol order.
+
+    A source may also have a `content_sha256`: a digest that tells other images under the same ids apart
+    without decoding them, so that a run of theirs is not taken for this one.
+    """
 
     @property
     def name(self) -> str:

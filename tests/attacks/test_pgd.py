@@ -19,7 +19,8 @@ def _last_iterate(attack: PGD, budget: LinfBall | L2Ball, images: torch.Tensor, 
         objective = attack.ask(state).objective
         assert objective is not None
         shown = attack.ask(state).render(slice(None))
-        state = attack.tell(state, Answer(*classifier.gradient(shown, lambda logits: objective(logits, slots))))
+        answer = classifier.gradient(shown, lambda logits, ask=objective: ask(logits, slots))  # type: ignore[misc]
+        state = attack.tell(state, Answer(*answer))
     return state.iterate
 
 
@@ -33,7 +34,7 @@ def test_iterates_are_foolboxs(norm: str) -> None:
     theirs, _, _ = peer(abs_stepsize=step_size, steps=steps, random_start=False)(
         foolbox.PyTorchModel(net, bounds=(0, 1)), images, labels, epsilons=epsilon
     )
-    budget = {"linf": LinfBall, "l2": L2Ball}[norm](epsilon)
+    budget = LinfBall(epsilon) if norm == "linf" else L2Ball(epsilon)
     ours = _last_iterate(PGD(step_size=step_size, steps=steps, start_probability=0.0), budget, images, labels)
     assert torch.allclose(ours, theirs, atol=1e-6)
 

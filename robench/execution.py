@@ -1,0 +1,154 @@
+"""Carries out a plan: attacks the examples of the missing shards, and writes each shard when it is full.
+
+Not here: checks at the door (`evaluation`), the loop over slots (`attacks.drive`), and files (`runs`).
+"""
+
+import contextlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from robench.attacks.drive import Example, Finished, Stage, drive
+from robench.budgets import Budget
+from robench.classifier import Classifier
+from robench.data import Source
+from robench.data.source import check_image, pixel_digest
+from robench.environment import environment
+from robench.errors import DataError, RunError, complaint
+from robench.outcome import Outcome
+from robench.progress import Progress, Watcher
+from robench.protocol import Protocol
+from robench.result import holds
+from robench.runs import Run, Shard
+
+
+class Execution:
+    """Attacks the examples of the missing shards of a run, and writes each shard when it is full."""
+
+    def __init__(
+        self, run: Run, protocol: Protocol, classifier: Classifier, source: Source, slots: int, watcher: Watcher
+    ) -> None:
+        self.run, self.protocol, self.classifier, self.source = run, protocol, classifier, source
+        self.slots, self.watcher = slots, watcher
+        self.outcomes: dict[int, Outcome] = {}
+        self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
+        self.prefix = self.clean = self.robust = 0
+        self.began = time.monotonic()
+        self.segment = f"{time.time_ns():x}"
+
+    def attack(self, stages: Sequence[Stage], budget: Budget) -> None:
+        """Attack what is missing."""
+        run, missing = self.run, self.run.missing_shards()
+        for index in sorted(set(range(run.plan.shards)) - set(missing)):
+            shard = run.read_shard(index)  # a foreign or edited shard is found now, not after the work
+            self.outcomes.update(zip(run.plan.examples_of(index), shard.outcomes, strict=True))
+        self.watcher.begin(run.folder, self._progress())
+        if self.outcomes:
+            self.watcher.notice(f"Resuming {run.folder}: {len(self.outcomes)} of {run.plan.data.count} are done.")
+        details = {"segment": self.segment, "slots": self.slots, "missing_shards": len(missing)}
+        run.record("start", {**details, "environment": environment()})
+        stream = drive(
+            stages,
+            self.classifier,
+            self._examples(missing),
+            budget=budget,
+            seed=self.protocol.seed,
+            slots=self.slots,
+            on_event=self._event,
+        )
+        try:
+            with contextlib.closing(stream):  # puts the model back even while an error is kept
+                for finished in stream:
+                    self._finish(finished)
+        except KeyboardInterrupt:
+            with contextlib.suppress(RunError):
+                self._record_cost()
+                run.record("interrupted", {"segment": self.segment})
+            raise
+
+    def _examples(self, shards: Sequence[int]) -> Iterator[Example]:
+        """Examples of these shards, read as the driver asks for them."""
+        shape: torch.Size | None = None
+        positions = [position for shard in shards for position in self.run.plan.examples_of(shard)]
+        for position, image in zip(positions, self.source.images(positions), strict=True):
+            example = self.source.ids[position]
+            check_image(image, example)
+            shape = shape or image.shape
+            if image.shape != shape:
+                raise DataError(
+                    complaint(example, "image", f"of shape {tuple(image.shape)}", f"{tuple(shape)}, as before")
+                )
+            self.pixels[position // self.run.plan.shard_size] += pixel_digest(example, image)
+            yield Example(position, example, self.source.labels[position], image)
+
+    def _finish(self, finished: Finished) -> None:
+        self.outcomes[finished.index] = _outcome(finished)
+        shard = finished.index // self.run.plan.shard_size
+        positions = self.run.plan.examples_of(shard)
+        if all(position in self.outcomes for position in positions):
+            outcomes = [self.outcomes[position] for position in positions]
+            self.run.write_shard(Shard(shard, outcomes, self.pixels[shard] % 2**256))
+            self._record_cost()
+        self.watcher.update(self._progress())
+
+    def _record_cost(self) -> None:
+        passes, device = self.classifier.passes, self.classifier.device
+        details = {
+            "segment": self.segment,
+            "wall_seconds": round(time.monotonic() - self.began, 3),
+            "forward": passes.forward,
+            "backward": passes.backward,
+            "peak_memory_bytes": _peak_memory(device),
+            "device": _device_name(device),
+            "slots": self.slots,
+        }
+        self.run.record("progress", details)
+
+    def _event(self, kind: str, details: dict[str, Any]) -> None:
+        self.slots = details.get("slots", self.slots)
+        self.run.record(kind, {"segment": self.segment, **details})
+        self.watcher.notice(f"{kind}: {', '.join(f'{name} {value}' for name, value in details.items())}")
+
+    def _progress(self) -> Progress:
+        while (outcome := self.outcomes.get(self.prefix)) is not None:
+            self.prefix += 1
+            self.clean += outcome.clean_correct
+            self.robust += holds(self.protocol, outcome)
+        total = self.run.plan.data.count
+        return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust)
+
+
+def _outcome(finished: Finished) -> Outcome:
+    return Outcome(
+        id=finished.id,
+        label=finished.label,
+        clean=finished.clean_prediction,
+        attacked=finished.attacked_prediction,
+        clean_margin=finished.clean_margin,
+        attacked_margin=finished.attacked_margin,
+        fooled_at=finished.fooled_at,
+        stage=finished.stage,
+        unconfirmed=finished.unconfirmed,
+        error=finished.error,
+    )
+
+
+def _peak_memory(device: torch.device) -> int:
+    """Most memory this process ever held: on the GPU if it works there, else resident."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    if sys.platform == "win32":
+        return 0  # Windows does not say
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type}, {torch.get_num_threads()} threads"
