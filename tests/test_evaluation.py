@@ -393,7 +393,8 @@ def test_gradients_that_are_no_numbers_err_the_example(tmp_path: Path, protocol:
         shown = images * 1
         whole = (images * 255 - (images * 255).round()).abs().flatten(1).amax(dim=1) < 1e-3
         if shown.requires_grad:
-            shown.register_hook(lambda gradient: gradient.where(whole[:, None, None, None], torch.nan))  # type: ignore[no-untyped-call]  # torch leaves it untyped
+            register: Any = shown.register_hook  # torch leaves it untyped
+            register(lambda gradient: gradient.where(whole[:, None, None, None], torch.nan))
         answer: Tensor = net(shown)
         return answer
 

@@ -11,139 +11,32 @@ Not here: any attack, protocols, files, and progress bars.
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robench.arrays import join, put, take
-from robench.attacks.interface import Answer, Attack, Examples, Query
+from robench.attacks.interface import Answer, Query
+from robench.attacks.pool import Pool, Slots, Stage
+from robench.attacks.record import Example, Finished, Record
 from robench.budgets import TOLERANCE, Budget
-from robench.classifier import Classifier, rounded
+from robench.classifier import Classifier
 from robench.errors import BudgetError, ModelError, complaint
 from robench.losses import margin
-from robench.randomness import Draws
 
-
-@dataclass(frozen=True)
-class Stage:
-    """An attack and how its iterates are scored.
-
-    Attributes:
-      attack: the attack.
-      read_off: None scores any iterate: the first confirmed adversarial image ends the example. Steps
-        score the iterates at these steps alone, and the attack always runs to its end.
-    """
-
-    attack: Attack
-    read_off: frozenset[int] | None = None
-
-
-@dataclass(frozen=True)
-class Example:
-    """One example as a source yields it: image float32 in [0, 1], shape (3, H, W)."""
-
-    index: int
-    id: str
-    label: int
-    image: Tensor
-
-
-@dataclass(frozen=True)
-class Finished:
-    """What became of one example. Margins are logit differences, 3 significant digits.
-
-    Attributes:
-      index, id, label: of the example.
-      clean_prediction, clean_margin: on the clean image.
-      attacked_prediction, attacked_margin: on the confirmed adversarial image; where there is none, the
-        label and the lowest margin met (under `read_off`: the margin at the last step read off).
-      fooled_at: step of the confirmed success, or the steps read off at which the image fooled.
-      stage: name of the attack that fooled it, else "".
-      unconfirmed: claims that the user's own model denied.
-      error: why the example has no outcome, else "".
-    """
-
-    index: int
-    id: str
-    label: int
-    clean_prediction: int
-    clean_margin: float
-    attacked_prediction: int
-    attacked_margin: float
-    fooled_at: tuple[int, ...] = ()
-    stage: str = ""
-    unconfirmed: int = 0
-    error: str = ""
-
-
-@dataclass
-class _Record:
-    """An example on its way through the stages."""
-
-    example: Example
-    logits: Tensor
-    prediction: int
-    clean_margin: float
-    attacked_prediction: int
-    attacked_margin: float = float("inf")
-    fooled_at: list[int] = field(default_factory=list)
-    stage: str = ""
-    unconfirmed: int = 0
-    open_claims: int = 0
-    done: bool = False
-    error: str = ""
-
-    def finished(self) -> Finished:
-        example = self.example
-        return Finished(
-            index=example.index,
-            id=example.id,
-            label=example.label,
-            clean_prediction=self.prediction,
-            clean_margin=rounded(self.clean_margin),
-            attacked_prediction=self.attacked_prediction,
-            attacked_margin=rounded(self.attacked_margin),
-            fooled_at=tuple(sorted(self.fooled_at)),
-            stage=self.stage,
-            unconfirmed=self.unconfirmed,
-            error=self.error,
-        )
-
-
-@dataclass(frozen=True)
-class _Slots:
-    """The state of the attack and the margin to report, slot by slot."""
-
-    state: Any
-    margin: Tensor
-
-
-@dataclass
-class _Pool:
-    """The slots of one stage, and the records that wait for one."""
-
-    stage: Stage
-    slots: _Slots | None = None
-    records: list[_Record | None] = field(default_factory=list)
-    waiting: deque[tuple[_Record, _Slots | None]] = field(default_factory=deque)
-
-    @property
-    def work(self) -> int:
-        """Records in slots or waiting."""
-        return sum(record is not None for record in self.records) + len(self.waiting)
+__all__ = ["Example", "Finished", "Stage", "drive"]
 
 
 @dataclass(frozen=True)
 class _Claim:
     """An image said to fool, until the user's own model has confirmed or denied it."""
 
-    record: _Record
+    record: Record
     image: Tensor
     step: int
     depth: int
-    parked: _Slots | None
+    parked: Slots | None
 
 
 def drive(
@@ -193,8 +86,8 @@ class _Driver:
         if any(stage.read_off is not None for stage in stages) and len(stages) > 1:
             raise ValueError("steps can be read off a single stage only")
         self.classifier, self.confirm, self.budget = classifier, confirm, budget
-        self.seed, self.slots, self.on_event = seed, slots, on_event
-        self.pools = [_Pool(stage) for stage in stages]
+        self.slots, self.on_event = slots, on_event
+        self.pools = [Pool(stage, budget, seed, classifier.device) for stage in stages]
         self.claims: list[_Claim] = []
         self.ready: deque[Finished] = deque()
         self.exhausted = False
@@ -240,7 +133,7 @@ class _Driver:
         predictions, margins = logits.argmax(dim=1).tolist(), margin(logits, labels).tolist()
         finite = logits.isfinite().all(dim=1).tolist()
         for row, example in enumerate(batch):
-            record = _Record(example, logits[row], predictions[row], margins[row], predictions[row], margins[row])
+            record = Record(example, logits[row], predictions[row], margins[row], predictions[row], margins[row])
             if not finite[row]:
                 record.error = "the logits of the clean image are not finite"
                 record.clean_margin = record.attacked_margin = 0.0
@@ -253,8 +146,7 @@ class _Driver:
     def _advance(self, depth: int) -> None:
         """One ask and tell of one pool."""
         pool = self.pools[depth]
-        self._fill(pool)
-        assert pool.slots is not None, "a pool with work has slots once it is filled"
+        pool.fill(self.slots, self.classifier.minimum_rows)
         query = pool.stage.attack.ask(pool.slots.state)
         try:
             answer, adversarial = self._look(pool, query)
@@ -264,65 +156,16 @@ class _Driver:
             self._halve(error)
             return
         fooled = self._judge(pool, query, answer, set(adversarial))
-        pool.slots = _Slots(state, margins)
+        pool.slots = Slots(state, margins)
         self._collect(depth, fooled, adversarial, query)
         if len(self.claims) >= self.confirm.minimum_rows:
             self._settle()
 
-    def _fill(self, pool: _Pool) -> None:
-        """Put waiting records into free slots; drop half of the slots when they cannot be filled."""
-        free = [slot for slot, record in enumerate(pool.records) if record is None]
-        free += range(len(pool.records), self.slots)
-        newcomers = [pool.waiting.popleft() for _ in range(min(len(free), len(pool.waiting)))]
-        if newcomers:
-            incoming = join(
-                [parked if parked is not None else self._fresh(pool, record) for record, parked in newcomers]
-            )
-            self._seat(pool, free[: len(newcomers)], [record for record, _ in newcomers], incoming)
-        busy = [slot for slot, record in enumerate(pool.records) if record is not None]
-        half = max(len(pool.records) // 2, self.classifier.minimum_rows)
-        if len(busy) <= half < len(pool.records):
-            idle = [slot for slot, record in enumerate(pool.records) if record is None]
-            kept = busy + idle[: half - len(busy)]
-            self._keep(pool, kept)
-
-    def _seat(self, pool: _Pool, seats: list[int], records: list[_Record], incoming: _Slots) -> None:
-        present = len(pool.records)
-        old = [row for row, slot in enumerate(seats) if slot < present]
-        new = [row for row, slot in enumerate(seats) if slot >= present]
-        device = self.classifier.device
-        if old:
-            rows = torch.tensor(old, device=device)
-            pool.slots = put(pool.slots, torch.tensor([seats[row] for row in old], device=device), take(incoming, rows))
-        if new:
-            added = take(incoming, torch.tensor(new, device=device))
-            pool.slots = added if pool.slots is None else join([pool.slots, added])
-            pool.records += [None] * len(new)
-        for row, slot in enumerate(seats):
-            pool.records[slot] = records[row]
-
-    def _fresh(self, pool: _Pool, record: _Record) -> _Slots:
-        """The slot of a record that enters a stage."""
-        example, device = record.example, self.classifier.device
-        examples = Examples(
-            images=example.image[None].to(device),
-            labels=torch.tensor([example.label], device=device),
-            logits=record.logits[None],
-        )
-        draws = Draws.of(self.seed, [example.id], device)
-        lowest = torch.tensor([record.attacked_margin], device=device)
-        return _Slots(pool.stage.attack.start(examples, self.budget, draws), lowest)
-
-    def _keep(self, pool: _Pool, kept: list[int]) -> None:
-        pool.slots = take(pool.slots, torch.tensor(kept, dtype=torch.int64, device=self.classifier.device))
-        pool.records = [pool.records[slot] for slot in kept]
-
-    def _look(self, pool: _Pool, query: Query) -> tuple[Answer, dict[int, tuple[int, Tensor]]]:
+    def _look(self, pool: Pool, query: Query) -> tuple[Answer, dict[int, tuple[int, Tensor]]]:
         """Show the model the images of a query, at most `slots` at a time.
 
         Returns the answer, and for each slot whose record was fooled the row and the image.
         """
-        assert pool.slots is not None
         clean, labels = pool.slots.state.examples.images, pool.slots.state.examples.labels
         busy = torch.tensor([record is not None for record in pool.records], device=labels.device)
         parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
@@ -366,7 +209,7 @@ class _Driver:
                 )
             )
 
-    def _judge(self, pool: _Pool, query: Query, answer: Answer, fooled: set[int]) -> set[int]:
+    def _judge(self, pool: Pool, query: Query, answer: Answer, fooled: set[int]) -> set[int]:
         """Which slots were fooled; a slot whose logits or gradient are no numbers is errored instead."""
         for what, values in (("logits", answer.logits), ("gradient", answer.gradient)):
             broken = ~values.flatten(1).isfinite().all(dim=1) if values is not None else torch.zeros(0)
@@ -380,9 +223,8 @@ class _Driver:
                     fooled.discard(slot)
         return fooled
 
-    def _margins(self, pool: _Pool, query: Query, answer: Answer) -> Tensor:
+    def _margins(self, pool: Pool, query: Query, answer: Answer) -> Tensor:
         """The margin to report: the lowest met, or the one at the last step read off."""
-        assert pool.slots is not None
         labels = pool.slots.state.examples.labels[query.rows]
         met = torch.where(query.counts, margin(answer.logits, labels), torch.inf)
         if pool.stage.read_off is None:
@@ -393,7 +235,6 @@ class _Driver:
     def _collect(self, depth: int, fooled: set[int], adversarial: dict[int, tuple[int, Tensor]], query: Query) -> None:
         """Move on what was fooled, errored or done, and free its slot."""
         pool = self.pools[depth]
-        assert pool.slots is not None
         done = pool.slots.state.done.tolist()
         for slot, record in enumerate(pool.records):
             if record is None:
@@ -401,7 +242,7 @@ class _Driver:
             if slot in fooled:
                 row, image = adversarial[slot]
                 ends = pool.stage.read_off is None
-                parked = take(pool.slots, torch.tensor([slot], device=image.device)) if ends else None
+                parked = pool.parked(slot) if ends else None
                 record.open_claims += 1
                 self.claims.append(_Claim(record, image.clone(), int(query.step[row]), depth, parked))
                 if ends:
@@ -440,7 +281,7 @@ class _Driver:
             else:
                 pool.waiting.appendleft((record, claim.parked))
 
-    def _pass_on(self, record: _Record, depth: int) -> None:
+    def _pass_on(self, record: Record, depth: int) -> None:
         """Send a record whose stage is over and whose claims are settled to the next stage, or out."""
         if not record.done or record.open_claims:
             return
@@ -477,18 +318,7 @@ class _Driver:
             torch.cuda.empty_cache()
         self.on_event("slots halved", {"slots": self.slots})
         for crowded in self.pools:
-            self._park_beyond(crowded)
-
-    def _park_beyond(self, pool: _Pool) -> None:
-        """Send the records in slots that are no more back to the head of the queue, states included."""
-        if len(pool.records) <= self.slots:
-            return
-        for slot in reversed(range(self.slots, len(pool.records))):
-            record = pool.records[slot]
-            if record is not None:
-                row = torch.tensor([slot], device=self.classifier.device)
-                pool.waiting.appendleft((record, take(pool.slots, row)))
-        self._keep(pool, list(range(self.slots)))
+            crowded.shrink(self.slots)
 
 
 def _out_of_memory(error: Exception) -> bool:

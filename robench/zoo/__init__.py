@@ -67,6 +67,9 @@ def load_model(reference: str, *, weights: str | Path | None = None) -> nn.Modul
 
 def resolve(reference: str, *, weights: str | Path | None = None) -> Loaded:
     """The same as `load_model`, with its origin, and for any callable."""
+    if reference.startswith(("timm:", "hf-hub:")):
+        advice = "Until a later release loads these names, return the model from a function of your own."
+        raise ModelError(complaint("robench", "model", f"`{reference}`", "a bundled name or `module:function`", advice))
     if ":" in reference:
         if weights is not None:
             advice = "Load the weights in the function."

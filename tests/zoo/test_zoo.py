@@ -325,3 +325,13 @@ def test_text_is_no_safetensors_file(tmp_path: Path) -> None:
         ModelError, match=r"notes\.json: `weights` is unreadable \(.+\); expected a safetensors file\.$"
     ):
         load_model("mini-resnet", weights=tmp_path / "notes.json")
+
+
+@pytest.mark.parametrize("name", ["timm:resnet50", "hf-hub:timm/resnet50.a1_in1k"])
+def test_names_of_later_releases_say_so(name: str) -> None:
+    with pytest.raises(ModelError) as caught:
+        resolve(name)
+    assert str(caught.value) == (
+        f"robench: `model` is `{name}`; expected a bundled name or `module:function`. "
+        "Until a later release loads these names, return the model from a function of your own."
+    )

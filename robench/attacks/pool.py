@@ -1,0 +1,137 @@
+"""The slots of one stage: who sits in them, who waits, and the tensors that go with each.
+
+Not here: when a pool runs, and what becomes of its answers (`drive.py`).
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.arrays import join, put, take
+from robench.attacks.interface import Attack, Examples
+from robench.attacks.record import Record
+from robench.budgets import Budget
+from robench.randomness import Draws
+
+
+@dataclass(frozen=True)
+class Stage:
+    """An attack and how its iterates are scored.
+
+    Attributes:
+      attack: the attack.
+      read_off: None scores any iterate: the first confirmed adversarial image ends the example. Steps
+        score the iterates at these steps alone, and the attack always runs to its end.
+    """
+
+    attack: Attack
+    read_off: frozenset[int] | None = None
+
+
+@dataclass(frozen=True)
+class Slots:
+    """The state of the attack and the margin to report, slot by slot."""
+
+    state: Any
+    margin: Tensor
+
+
+class Pool:
+    """The slots of one stage, and the records that wait for one.
+
+    Args:
+      stage: whose slots they are.
+      budget: what its attack may change.
+      seed: of the examples' random numbers.
+      device: where the tensors lie.
+    """
+
+    def __init__(self, stage: Stage, budget: Budget, seed: int, device: torch.device) -> None:
+        self.stage = stage
+        self.records: list[Record | None] = []
+        self.waiting: deque[tuple[Record, Slots | None]] = deque()
+        self._slots: Slots | None = None
+        self._budget, self._seed, self._device = budget, seed, device
+
+    @property
+    def slots(self) -> Slots:
+        """The tensors of all slots, empty ones included; there are some once `fill` had work."""
+        assert self._slots is not None, "a pool is filled before it is used"
+        return self._slots
+
+    @slots.setter
+    def slots(self, slots: Slots) -> None:
+        self._slots = slots
+
+    @property
+    def work(self) -> int:
+        """Records in slots or waiting."""
+        return sum(record is not None for record in self.records) + len(self.waiting)
+
+    def fill(self, capacity: int, least: int) -> None:
+        """Put waiting records into free slots; drop half of the slots when they cannot be filled.
+
+        Args:
+          capacity: slots there may be.
+          least: slots that are kept, filled or not.
+        """
+        free = [slot for slot, record in enumerate(self.records) if record is None]
+        free += range(len(self.records), capacity)
+        newcomers = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
+        if newcomers:
+            incoming = join([parked if parked is not None else self._fresh(record) for record, parked in newcomers])
+            self._seat(free[: len(newcomers)], [record for record, _ in newcomers], incoming)
+        busy = [slot for slot, record in enumerate(self.records) if record is not None]
+        half = max(len(self.records) // 2, least)
+        if len(busy) <= half < len(self.records):
+            idle = [slot for slot, record in enumerate(self.records) if record is None]
+            self._keep(busy + idle[: half - len(busy)])
+
+    def parked(self, slot: int) -> Slots:
+        """A copy of one slot, to be seated again later."""
+        return take(self.slots, self._rows([slot]))
+
+    def shrink(self, capacity: int) -> None:
+        """Send the records in slots that are no more to the head of the queue, states included."""
+        if len(self.records) <= capacity:
+            return
+        for slot in reversed(range(capacity, len(self.records))):
+            record = self.records[slot]
+            if record is not None:
+                self.waiting.appendleft((record, self.parked(slot)))
+        self._keep(list(range(capacity)))
+
+    def _seat(self, seats: list[int], records: list[Record], incoming: Slots) -> None:
+        present = len(self.records)
+        old = [row for row, slot in enumerate(seats) if slot < present]
+        new = [row for row, slot in enumerate(seats) if slot >= present]
+        if old:
+            self.slots = put(self.slots, self._rows([seats[row] for row in old]), take(incoming, self._rows(old)))
+        if new:
+            added = take(incoming, self._rows(new))
+            self.slots = added if self._slots is None else join([self._slots, added])
+            self.records += [None] * len(new)
+        for row, slot in enumerate(seats):
+            self.records[slot] = records[row]
+
+    def _fresh(self, record: Record) -> Slots:
+        """The slot of a record that enters the stage."""
+        example = record.example
+        examples = Examples(
+            images=example.image[None].to(self._device),
+            labels=torch.tensor([example.label], device=self._device),
+            logits=record.logits[None],
+        )
+        draws = Draws.of(self._seed, [example.id], self._device)
+        lowest = torch.tensor([record.attacked_margin], device=self._device)
+        return Slots(self.stage.attack.start(examples, self._budget, draws), lowest)
+
+    def _keep(self, kept: list[int]) -> None:
+        self.slots = take(self.slots, self._rows(kept))
+        self.records = [self.records[slot] for slot in kept]
+
+    def _rows(self, slots: list[int]) -> Tensor:
+        return torch.tensor(slots, dtype=torch.int64, device=self._device)

@@ -1,0 +1,82 @@
+"""An example on its way through the attacks: as a source yields it, in flight, and finished.
+
+Not here: slots (`pool.py`), and what is written to disk (`robench.outcome`).
+"""
+
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from robench.classifier import rounded
+
+
+@dataclass(frozen=True)
+class Example:
+    """One example as a source yields it: image float32 in [0, 1], shape (3, H, W)."""
+
+    index: int
+    id: str
+    label: int
+    image: Tensor
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What became of one example. Margins are logit differences, 3 significant digits.
+
+    Attributes:
+      index, id, label: of the example.
+      clean_prediction, clean_margin: on the clean image.
+      attacked_prediction, attacked_margin: on the confirmed adversarial image; where there is none, the
+        label and the lowest margin met (under `read_off`: the margin at the last step read off).
+      fooled_at: step of the confirmed success, or the steps read off at which the image fooled.
+      stage: name of the attack that fooled it, else "".
+      unconfirmed: claims that the user's own model denied.
+      error: why the example has no outcome, else "".
+    """
+
+    index: int
+    id: str
+    label: int
+    clean_prediction: int
+    clean_margin: float
+    attacked_prediction: int
+    attacked_margin: float
+    fooled_at: tuple[int, ...] = ()
+    stage: str = ""
+    unconfirmed: int = 0
+    error: str = ""
+
+
+@dataclass
+class Record:
+    """An example on its way through the stages."""
+
+    example: Example
+    logits: Tensor
+    prediction: int
+    clean_margin: float
+    attacked_prediction: int
+    attacked_margin: float = float("inf")
+    fooled_at: list[int] = field(default_factory=list)
+    stage: str = ""
+    unconfirmed: int = 0
+    open_claims: int = 0
+    done: bool = False
+    error: str = ""
+
+    def finished(self) -> Finished:
+        example = self.example
+        return Finished(
+            index=example.index,
+            id=example.id,
+            label=example.label,
+            clean_prediction=self.prediction,
+            clean_margin=rounded(self.clean_margin),
+            attacked_prediction=self.attacked_prediction,
+            attacked_margin=rounded(self.attacked_margin),
+            fooled_at=tuple(sorted(self.fooled_at)),
+            stage=self.stage,
+            unconfirmed=self.unconfirmed,
+            error=self.error,
+        )
