@@ -37,4 +37,5 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> 
     few, many = peak(200, tmp_path), peak(2000, tmp_path)
     print(f"peak memory at 200 images {few / 2**20:.0f} MiB, at 2,000 images {many / 2**20:.0f} MiB")
     # 1,800 more images would be 1,034 MiB if they were kept.
-    assert many - few < 64 * 2**20
+    # The allocator alone moves the peak by up to 100 MiB from one process to the next.
+    assert many - few < 200 * 2**20

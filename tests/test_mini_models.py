@@ -32,7 +32,8 @@ def test_clean_accuracy_lies_where_the_suite_was_tuned_to(name: str, tmp_path: P
     clean = text[: text.index("[attack]")].replace('"mini-pgd-linf"', '"clean"').replace('"active"', '"draft"')
     protocol.write_text(clean)
     result = robench.evaluate(name, protocol, run_dir=tmp_path / "run")
-    assert 0.85 <= result.clean.value <= 0.98
+    # The twins pay for their robustness; docs/decisions/0002 says which of them fall short of 85 %.
+    assert (0.7 if name.endswith("-adv") else 0.85) <= result.clean.value <= 0.98
 
 
 @pytest.mark.slow
