@@ -36,7 +36,7 @@ def main() -> None:
     adversary = AutoAttack(model, norm="Linf", eps=radius, version="standard", device="cpu", seed=arguments.seed)
     adversary.verbose = False
     began = time.monotonic()
-    attacked = adversary.run_standard_evaluation(images, labels, bs=arguments.count)
+    attacked, _ = adversary.run_standard_evaluation(images, labels, batch_size=arguments.count)
     with torch.no_grad():
         robust = int((model(attacked).argmax(dim=1) == labels).sum())
     line = {
