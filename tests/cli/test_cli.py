@@ -125,10 +125,10 @@ def test_list_names_every_protocol_on_one_line_of_json_or_in_a_table() -> None:
 def test_show_says_every_setting_and_the_whole_digest() -> None:
     code, stdout, stderr = _invoke("show", "mini-pgd-linf")
     assert (code, stderr) == (0, "")
-    for text in ("mini-pgd-linf@1: PGD", "6/255", "1/255", "any iterate", "[5, 10, 20, 50]", "budget.epsilon"):
+    for text in ("mini-pgd-linf@1: PGD", "4/255", "1/255", "any iterate", "[5, 10, 20, 50]", "budget.epsilon"):
         assert text in stdout
     content = _json("show", "mini-pgd-linf@1")
-    assert content["budget"] == {"norm": "linf", "epsilon": "6/255"}
+    assert content["budget"] == {"norm": "linf", "epsilon": "4/255"}
     cells = "".join(line.split("│")[2].strip() for line in stdout.splitlines() if line.count("│") == 3)
     assert content["digest"] in cells
     assert content["data"]["ids_sha256"] in cells
@@ -270,7 +270,7 @@ def test_evaluate_prints_counts_intervals_and_what_to_do_next() -> None:
         assert re.search(rf"│ {name} +│ +\d+\.\d % │ +\[\d+\.\d, \d+\.\d\] │ +\d+/16 │", stdout)
     assert re.search(r"(?m)^clean .* %, robust .* % \[.*\], 16 images, .*unofficial$|, partial$", stdout)
     assert stdout.endswith("run: run\nnext: robench compare run OTHER_RUN\n")
-    assert stderr == "mini-pgd-linf is mini-pgd-linf@1 (draft).\n"
+    assert stderr == "mini-pgd-linf is mini-pgd-linf@1 (active).\n"
 
 
 def test_json_is_all_that_stdout_holds() -> None:
@@ -349,15 +349,15 @@ def test_a_short_run_in_a_pipe_prints_no_progress() -> None:
 
 def _interrupted(how: int) -> tuple[int, str]:
     """A run of a slow model that is stopped once a shard is there; exit code and stderr."""
-    arguments = ["evaluate", "own_cli:slow", "mini-pgd-linf", "--limit", "128", "--run-dir", "run"]
-    command, environment = [sys.executable, "-m", "robench", *arguments], {**os.environ, "OWN_PAUSE": "0.03"}
+    arguments = ["evaluate", "own_cli:slow", "mini-pgd-linf", "--limit", "320", "--run-dir", "run"]
+    command, environment = [sys.executable, "-m", "robench", *arguments], {**os.environ, "OWN_PAUSE": "0.1"}
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment) as process:
         deadline = time.monotonic() + 120
         while not list(Path().glob("run/shards/*.csv")) and process.poll() is None and time.monotonic() < deadline:
             time.sleep(0.01)
         process.send_signal(how)
-        stderr = process.communicate(timeout=60)[1]
+        stderr = process.communicate(timeout=120)[1]
     return process.returncode, stderr
 
 
@@ -369,9 +369,9 @@ def test_ctrl_c_says_how_to_go_on_and_resume_does() -> None:
     assert not Path("run/result.json").exists()
     code, stdout, stderr = _invoke("resume", "run", "--json", "--batch-size", "128")
     assert code == 0
-    assert re.search(r"Resuming run: \d+ of 128 are done\.", stderr)
+    assert re.search(r"Resuming run: \d+ of 320 are done\.", stderr)
     resumed = json.loads(stdout)
-    whole = _json("evaluate", "own_cli:slow", "mini-pgd-linf", "--limit", "128", "--run-dir", "whole")
+    whole = _json("evaluate", "own_cli:slow", "mini-pgd-linf", "--limit", "320", "--run-dir", "whole")
     assert resumed["metrics"] == whole["metrics"]
     assert resumed["outcomes"] == whole["outcomes"]
 
