@@ -25,15 +25,19 @@ def test_weights_come_from_the_recipe_with_their_log(name: str) -> None:
     assert bundled_weights(name).stat().st_size <= 1_000_000
 
 
-@pytest.mark.parametrize("name", MODELS)
+FALLS_SHORT = pytest.mark.xfail(reason="73.6 % clean, see docs/decisions/0002", strict=True)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=FALLS_SHORT) if name == "mini-deit-adv" else name for name in MODELS]
+)
 def test_clean_accuracy_lies_where_the_suite_was_tuned_to(name: str, tmp_path: Path) -> None:
     text = (files("robench_benchmarks") / "mini-pgd-linf.toml").read_text()
     protocol = tmp_path / "clean.toml"
     clean = text[: text.index("[attack]")].replace('"mini-pgd-linf"', '"clean"').replace('"active"', '"draft"')
     protocol.write_text(clean)
     result = robench.evaluate(name, protocol, run_dir=tmp_path / "run")
-    # The twins pay for their robustness; docs/decisions/0002 says which of them fall short of 85 %.
-    assert (0.7 if name.endswith("-adv") else 0.85) <= result.clean.value <= 0.98
+    assert 0.85 <= result.clean.value <= 0.98
 
 
 @pytest.mark.slow
