@@ -9,27 +9,23 @@ Not here: how attacks work (`attacks`), and what is on disk (`runs`).
 import dataclasses
 import math
 import re
-import typing
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import Tensor
 
-from robench.attacks import CATALOGUE, REVISION
-from robench.attacks.drive import Stage
-from robench.budgets import BUDGETS, Budget, LinfBall
-from robench.classifier import DOOR_ROWS, Classifier
+from robench.attacks import REVISION
+from robench.classifier import Classifier
 from robench.data import Source, check_bundled, open_source
-from robench.data.mini import pinned_images
-from robench.data.source import check_image, ids_digest
+from robench.data.source import ids_digest
+from robench.door import build_attack, look_at_model, model_record
 from robench.environment import environment
-from robench.errors import DataError, ProtocolError, RunError, complaint, did_you_mean
+from robench.errors import DataError, RunError, complaint
 from robench.execution import Execution
 from robench.progress import Silent, Watcher
-from robench.protocol import FRACTION_FORM, Protocol, fraction
+from robench.protocol import Protocol
 from robench.registry import Registered, resolve
 from robench.result import ModelRecord, Result, read_result
 from robench.runs import Plan, PlannedData, Run, run_key
@@ -198,8 +194,8 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
         classifier, loaded = _load(request)
         source = open_source(protocol.data.source, request.data, resize=protocol.data.resize, crop=protocol.data.crop)
         planned = _planned_data(protocol, source, request)
-        caveats, shape = _door(classifier, source, gradients=bool(stages))
-        model = _model_record(classifier, loaded, shape)
+        caveats, shape = look_at_model(classifier, source, gradients=bool(stages))
+        model = model_record(classifier, loaded, shape)
         plan = Plan(
             key=run_key(
                 protocol_digest=protocol.digest,
@@ -232,56 +228,6 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
             result = run.merge(environment())
     options.watcher.end(result)
     return result
-
-
-def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
-    """The stages and the budget of a protocol; its keys are checked against the attack's fields.
-
-    Raises:
-      ProtocolError: the attack is unknown, or a key is unknown, missing or of the wrong type.
-    """
-    where, spec = f"{protocol.id}.toml", protocol.attack
-    if spec is None or protocol.budget is None:
-        return [], LinfBall(0.0)
-    if spec.kind not in CATALOGUE:
-        advice = did_you_mean(spec.kind, CATALOGUE)
-        raise ProtocolError(complaint(where, "attack.kind", f"`{spec.kind}`", "the name of an attack", advice))
-    kind = CATALOGUE[spec.kind]
-    fields = {field.name: field for field in dataclasses.fields(kind)}
-    types = typing.get_type_hints(kind)
-    settings = {}
-    for key, value in spec.settings.items():
-        if key not in fields:
-            raise ProtocolError(complaint(where, f"attack.{key}", "unknown", "a field", did_you_mean(key, fields)))
-        settings[key] = _setting(where, key, value, types[key])
-    for key, field in fields.items():
-        if key not in settings and field.default is dataclasses.MISSING:
-            raise ProtocolError(complaint(where, f"attack.{key}", "missing", "a value", "Add the key."))
-    try:
-        attack = kind(**settings)
-    except ProtocolError as error:
-        raise ProtocolError(f"{where}: {error}") from error
-    if any(step > attack.steps for step in protocol.score.steps):
-        expected = f"at most {attack.steps}, the steps of the attack"
-        raise ProtocolError(complaint(where, "score.steps", protocol.score.steps[-1], expected))
-    read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
-    if protocol.budget.norm not in BUDGETS:
-        advice = did_you_mean(protocol.budget.norm, BUDGETS)
-        raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", "a known norm", advice))
-    budget = BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
-    return [Stage(attack, read_off)], budget
-
-
-def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any:
-    """A value of a protocol as its attack wants it; lengths and chances are fractions."""
-    if wanted is float:
-        try:
-            return float(fraction(str(value) if not isinstance(value, bool) else ""))
-        except ValueError as error:
-            raise ProtocolError(complaint(where, f"attack.{key}", repr(value), FRACTION_FORM)) from error
-    if type(value) is not wanted:
-        raise ProtocolError(complaint(where, f"attack.{key}", repr(value), f"a value of type {wanted.__name__}"))
-    return value
 
 
 def default_folder(plan: Plan, protocol: Protocol) -> Path:
@@ -350,38 +296,6 @@ def _planned_data(protocol: Protocol, source: Source, request: _Request) -> Plan
         labels_sha256=ids_digest(str(label) for label in source.labels[:limit]),
         content_sha256=getattr(source, "content_sha256", None),
         official=ids_digest(source.ids) == protocol.data.ids_sha256,
-    )
-
-
-def _door(classifier: Classifier, source: Source, *, gradients: bool) -> tuple[list[str], tuple[int, int]]:
-    """Show the model its first batch; returns caveats and the size of the images."""
-    images: list[Tensor] = []
-    count = min(DOOR_ROWS, len(source.ids))
-    for position, image in zip(range(count), source.images(range(count)), strict=True):
-        check_image(image, source.ids[position])
-        images.append(image)
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
-        raise DataError(complaint(source.name, "images", f"of shapes {sorted(shapes)}", "one shape"))
-    height, width = images[0].shape[1:]
-    least = max(source.labels) + 1
-    caveats = classifier.check(torch.stack(images), classes=source.classes, least=least, gradients=gradients)
-    return caveats, (height, width)
-
-
-def _model_record(classifier: Classifier, loaded: Loaded | None, shape: tuple[int, int]) -> ModelRecord:
-    pinned = torch.from_numpy(pinned_images(max(shape))).float() / 255
-    module = classifier.module
-    own = f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else "callable"
-    return ModelRecord(
-        name=classifier.name,
-        reference=loaded.reference if loaded else None,
-        loader=loaded.loader if loaded else own,
-        weights_sha256=loaded.weights_sha256 if loaded else None,
-        state_digest=classifier.state_digest(),
-        configuration_sha256=classifier.configuration_digest(),
-        parameters=classifier.parameter_count(),
-        fingerprint=tuple(classifier.fingerprint(pinned[:, :, : shape[0], : shape[1]])),
     )
 
 

@@ -15,7 +15,7 @@ from robench.attacks.drive import Example, Finished, Stage, drive
 from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source
-from robench.data.source import check_image, pixel_digest
+from robench.data.source import Unreadable, check_image, pixel_digest
 from robench.environment import environment
 from robench.errors import DataError, RunError, complaint
 from robench.outcome import Outcome
@@ -75,6 +75,10 @@ class Execution:
         positions = [position for shard in shards for position in self.run.plan.examples_of(shard)]
         for position, image in zip(positions, self.source.images(positions), strict=True):
             example = self.source.ids[position]
+            if isinstance(image, Unreadable):
+                self.watcher.notice(image.reason)
+                self._finish(_unread(position, example, self.source.labels[position], image))
+                continue
             check_image(image, example)
             shape = shape or image.shape
             if image.shape != shape:
@@ -134,6 +138,11 @@ def _outcome(finished: Finished) -> Outcome:
         unconfirmed=finished.unconfirmed,
         error=finished.error,
     )
+
+
+def _unread(position: int, example: str, label: int, image: Unreadable) -> Finished:
+    """An example whose image cannot be read: it has no prediction, and no outcome."""
+    return Finished(position, example, label, -1, 0.0, -1, 0.0, error=image.reason)
 
 
 def _peak_memory(device: torch.device) -> int:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 import robench
 from robench.data import ArraySource, Source
+from robench.door import build_attack
 from robench.errors import DataError, ModelError, ProtocolError, RobenchError, RunError
-from robench.evaluation import Options, build_attack, evaluate, resume
+from robench.evaluation import Options, evaluate, resume
 from robench.progress import Progress, Silent
 from robench.protocol import parse_protocol
 from robench.registry import shipped

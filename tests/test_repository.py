@@ -14,7 +14,7 @@ import pytest
 
 import robench
 from robench import registry
-from robench.evaluation import build_attack
+from robench.door import build_attack
 from robench.protocol import read_protocol
 
 ROOT = Path(__file__).parent.parent

@@ -267,6 +267,7 @@ class _Driver:
             if finite[row] and predictions[row] != record.example.label:
                 record.fooled_at.append(claim.step)
                 record.stage = pool.stage.attack.name
+                record.adversarial = claim.image
                 if claim.parked is not None or claim.step == max(pool.stage.read_off or {claim.step}):
                     record.attacked_prediction, record.attacked_margin = predictions[row], margins[row]
                 record.done |= claim.parked is not None

@@ -33,6 +33,7 @@ class Finished:
       stage: name of the attack that fooled it, else "".
       unconfirmed: claims that the user's own model denied.
       error: why the example has no outcome, else "".
+      image: the last confirmed adversarial image, float32, shape (3, H, W); None where nothing fooled.
     """
 
     index: int
@@ -46,6 +47,7 @@ class Finished:
     stage: str = ""
     unconfirmed: int = 0
     error: str = ""
+    image: Tensor | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass
@@ -64,6 +66,7 @@ class Record:
     open_claims: int = 0
     done: bool = False
     error: str = ""
+    adversarial: Tensor | None = None
 
     def finished(self) -> Finished:
         example = self.example
@@ -79,4 +82,5 @@ class Record:
             stage=self.stage,
             unconfirmed=self.unconfirmed,
             error=self.error,
+            image=self.adversarial,
         )

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robench.data.source import by_hash, check_ids
+from robench.data.source import Unreadable, by_hash, check_ids
 from robench.errors import DataError, complaint
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
@@ -55,9 +55,12 @@ class FolderSource:
         lines = (f"{name}|{path.stat().st_size}" for name, path in zip(self.ids, self._files, strict=True))
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
-    def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+    def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
         for position in positions:
-            yield read_image(self._files[position], resize=self._resize, crop=self._crop)
+            try:
+                yield read_image(self._files[position], resize=self._resize, crop=self._crop)
+            except DataError as error:
+                yield Unreadable(str(error))
 
 
 def read_image(path: Path, *, resize: int | None, crop: int) -> Tensor:

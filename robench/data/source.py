@@ -6,6 +6,7 @@ Not here: any data set (one file each, listed in `robench.data.CATALOGUE`).
 import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -13,6 +14,14 @@ from torch import Tensor
 from robench.errors import DataError, complaint
 
 _UNWRITABLE = re.compile(r"[\n\r\0\ud800-\udfff]")  # the last are bytes of a file name that are no UTF-8
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """Stands where an image should be; the example is errored, and the run goes on."""
+
+    reason: str
+    """A whole sentence that names the file."""
 
 
 @runtime_checkable
@@ -43,7 +52,7 @@ class Source(Protocol):
         """Number of classes; None: whatever the model tells apart."""
         ...
 
-    def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+    def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
         """Images at these positions, in this order, float32 in [0, 1], shape (3, H, W).
 
         They are read one by one as the caller asks; none is kept.

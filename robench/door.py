@@ -1,0 +1,112 @@
+"""What is checked before anything runs: the attack a protocol asks for, the first batch, and who the model is.
+
+Not here: the run itself (`evaluation`), and what a model must be like (`classifier`).
+"""
+
+import dataclasses
+import typing
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.attacks import CATALOGUE
+from robench.attacks.drive import Stage
+from robench.budgets import BUDGETS, Budget, LinfBall
+from robench.classifier import DOOR_ROWS, Classifier
+from robench.data import Source
+from robench.data.mini import pinned_images
+from robench.data.source import Unreadable, check_image
+from robench.errors import DataError, ProtocolError, complaint, did_you_mean
+from robench.protocol import FRACTION_FORM, Protocol, fraction
+from robench.result import ModelRecord
+from robench.zoo import Loaded
+
+
+def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
+    """The stages and the budget of a protocol; its keys are checked against the attack's fields.
+
+    Raises:
+      ProtocolError: the attack is unknown, or a key is unknown, missing or of the wrong type.
+    """
+    where, spec = f"{protocol.id}.toml", protocol.attack
+    if spec is None or protocol.budget is None:
+        return [], LinfBall(0.0)
+    if spec.kind not in CATALOGUE:
+        advice = did_you_mean(spec.kind, CATALOGUE)
+        raise ProtocolError(complaint(where, "attack.kind", f"`{spec.kind}`", "the name of an attack", advice))
+    kind = CATALOGUE[spec.kind]
+    fields = {field.name: field for field in dataclasses.fields(kind)}
+    types = typing.get_type_hints(kind)
+    settings = {}
+    for key, value in spec.settings.items():
+        if key not in fields:
+            raise ProtocolError(complaint(where, f"attack.{key}", "unknown", "a field", did_you_mean(key, fields)))
+        settings[key] = _setting(where, key, value, types[key])
+    for key, field in fields.items():
+        if key not in settings and field.default is dataclasses.MISSING:
+            raise ProtocolError(complaint(where, f"attack.{key}", "missing", "a value", "Add the key."))
+    try:
+        attack = kind(**settings)
+    except ProtocolError as error:
+        raise ProtocolError(f"{where}: {error}") from error
+    if any(step > attack.steps for step in protocol.score.steps):
+        expected = f"at most {attack.steps}, the steps of the attack"
+        raise ProtocolError(complaint(where, "score.steps", protocol.score.steps[-1], expected))
+    read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
+    if protocol.budget.norm not in BUDGETS:
+        advice = did_you_mean(protocol.budget.norm, BUDGETS)
+        raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", "a known norm", advice))
+    budget = BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
+    return [Stage(attack, read_off)], budget
+
+
+def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any:
+    """A value of a protocol as its attack wants it; lengths and chances are fractions."""
+    if wanted is float:
+        try:
+            return float(fraction(str(value) if not isinstance(value, bool) else ""))
+        except ValueError as error:
+            raise ProtocolError(complaint(where, f"attack.{key}", repr(value), FRACTION_FORM)) from error
+    if type(value) is not wanted:
+        raise ProtocolError(complaint(where, f"attack.{key}", repr(value), f"a value of type {wanted.__name__}"))
+    return value
+
+
+def look_at_model(classifier: Classifier, source: Source, *, gradients: bool) -> tuple[list[str], tuple[int, int]]:
+    """Show the model its first batch; returns caveats and the size of the images."""
+    images: list[Tensor] = []
+    unreadable: list[Unreadable] = []
+    count = min(DOOR_ROWS, len(source.ids))
+    for position, image in zip(range(count), source.images(range(count)), strict=True):
+        if isinstance(image, Unreadable):
+            unreadable.append(image)
+        else:
+            check_image(image, source.ids[position])
+            images.append(image)
+    if not images:
+        raise DataError(unreadable[0].reason)
+    shapes = {tuple(image.shape) for image in images}
+    if len(shapes) > 1:
+        raise DataError(complaint(source.name, "images", f"of shapes {sorted(shapes)}", "one shape"))
+    height, width = images[0].shape[1:]
+    least = max(source.labels) + 1
+    caveats = classifier.check(torch.stack(images), classes=source.classes, least=least, gradients=gradients)
+    return caveats, (height, width)
+
+
+def model_record(classifier: Classifier, loaded: Loaded | None, shape: tuple[int, int]) -> ModelRecord:
+    """Who the model is: where it came from, its state, and what it says to pinned images."""
+    pinned = torch.from_numpy(pinned_images(max(shape))).float() / 255
+    module = classifier.module
+    own = f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else "callable"
+    return ModelRecord(
+        name=classifier.name,
+        reference=loaded.reference if loaded else None,
+        loader=loaded.loader if loaded else own,
+        weights_sha256=loaded.weights_sha256 if loaded else None,
+        state_digest=classifier.state_digest(),
+        configuration_sha256=classifier.configuration_digest(),
+        parameters=classifier.parameter_count(),
+        fingerprint=tuple(classifier.fingerprint(pinned[:, :, : shape[0], : shape[1]])),
+    )
