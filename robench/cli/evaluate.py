@@ -68,7 +68,7 @@ def _so_far(progress: Progress) -> str:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="A bundled name (`mini-resnet`) or `module.path:function`.")],
+    model: Annotated[str, typer.Argument(help="`mini-resnet`, `timm:NAME`, a folder, or `module.path:function`.")],
     protocols: Annotated[list[str], typer.Argument(metavar="PROTOCOL...", help="Ids, `id@version`, or TOML files.")],
     data: Annotated[Path | None, typer.Option(help="Folder with one sub-folder per class.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples: a partial result.")] = None,

@@ -10,26 +10,10 @@ import torch
 from timm.layers import HybridEmbed, build_sincos2d_pos_embed
 from timm.models.resnet import BasicBlock, ResNet
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor, nn
+from torch import nn
 
 from robench.data.mini import CLASSES
-
-
-class Normalised(nn.Module):
-    """A network with its normalisation inside: images in [0, 1] in, logits out."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, network: nn.Module, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
-        super().__init__()
-        self.network = network
-        self.register_buffer("mean", torch.tensor(mean).reshape(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).reshape(1, -1, 1, 1), persistent=False)
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.network((images - self.mean) / self.std)
-        return logits
+from robench.zoo.normalised import Normalised
 
 
 def _mini(network: nn.Module) -> Normalised:

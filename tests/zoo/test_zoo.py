@@ -118,14 +118,16 @@ def test_weights_may_be_text_or_path(weights: str | Path, tmp_path: Path, monkey
         ("mini-resnt", "Did you mean `mini-resnet`"),
         ("mini-diet-adv", "Did you mean `mini-deit-adv`"),
         ("Mini-ResNet-GELU", "Known: mini-deit, mini-deit-adv, mini-resnet"),
-        ("resnet50", "Did you mean `mini-resnet`"),
+        ("resnet50", "Did you mean `timm:resnet50`?"),
         ("", "Known: mini-deit, mini-deit-adv, mini-resnet"),
         ("../weights/mini-resnet", "Did you mean `mini-resnet`"),
     ],
 )
 def test_an_unknown_name_is_answered_with_near_ones(name: str, advice: str) -> None:
     message = rf"^robench: `model` is `{re.escape(name)}`; expected the name of a model\. {re.escape(advice)}.*"
-    with pytest.raises(ModelError, match=message + r" One's own code is `module\.path:function`\.$"):
+    with pytest.raises(
+        ModelError, match=message + r" Other models are `timm:NAME`, `module\.path:function`, or a folder\.$"
+    ):
         load_model(name)
 
 
@@ -327,11 +329,11 @@ def test_text_is_no_safetensors_file(tmp_path: Path) -> None:
         load_model("mini-resnet", weights=tmp_path / "notes.json")
 
 
-@pytest.mark.parametrize("name", ["timm:resnet50", "hf-hub:timm/resnet50.a1_in1k"])
-def test_names_of_later_releases_say_so(name: str) -> None:
+def test_names_of_later_releases_say_so() -> None:
+    name = "hf-hub:timm/resnet50.a1_in1k"
     with pytest.raises(ModelError) as caught:
         resolve(name)
     assert str(caught.value) == (
-        f"robench: `model` is `{name}`; expected a bundled name or `module:function`. "
-        "Until a later release loads these names, return the model from a function of your own."
+        f"robench: `model` is `{name}`; expected a bundled or timm name, or a folder. "
+        "Until a later release loads these names, download the files and give their folder."
     )

@@ -1,0 +1,254 @@
+import hashlib
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+import textwrap
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import Any, ClassVar
+
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+
+from robench.classifier import Classifier
+from robench.errors import ModelError
+from robench.zoo import load_model, resolve
+
+NAME = "test_resnet.r160_in1k"  # timm's own network for tests: small, and with another mean than most
+CLASSES = 7
+
+
+def _state(seed: int = 0, **arguments: Any) -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return dict(timm.create_model(NAME, pretrained=False, **arguments).state_dict())
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    save_file(_state(), tmp_path / "mine.safetensors")
+    return tmp_path / "mine.safetensors"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder as timm's `save_for_hf` writes it, of a network with 7 classes."""
+    path = tmp_path / "my-model"
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = timm.create_model(NAME, pretrained=False, num_classes=CLASSES)
+    network.pretrained_cfg["mean"] = (0.1, 0.2, 0.3)
+    timm.models.save_for_hf(network, path, safe_serialization=True)
+    return path
+
+
+def _edit(folder: Path, **changes: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def test_a_timm_model_takes_images_and_normalises_them_itself(weights: Path) -> None:
+    loaded = resolve(f"timm:{NAME}", weights=weights)
+    network = timm.create_model(NAME, pretrained=False)
+    network.load_state_dict(load_file(weights))
+    settings = network.pretrained_cfg
+    mean, std = (torch.tensor(settings[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(loaded.model(images), network.eval()((images - mean) / std))
+    assert not any(part.training for part in loaded.model.modules())
+    assert loaded.weights_sha256 == hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert (loaded.name, loaded.reference, loaded.loader) == ("mine", f"timm:{NAME}", f"timm:{NAME}")
+
+
+def test_two_normalisations_of_the_same_weights_are_two_models(folder: Path) -> None:
+    first = Classifier(load_model(str(folder))).configuration_digest()
+    config = json.loads((folder / "config.json").read_text())
+    _edit(folder, pretrained_cfg={**config["pretrained_cfg"], "std": [0.2, 0.2, 0.2]})
+    assert Classifier(load_model(str(folder))).configuration_digest() != first
+
+
+def test_building_leaves_the_callers_random_state(weights: Path) -> None:
+    before = torch.random.get_rng_state()
+    resolve(f"timm:{NAME}", weights=weights)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_a_folder_of_timm_is_a_model(folder: Path) -> None:
+    loaded = resolve(str(folder))
+    with torch.no_grad():
+        assert loaded.model(torch.rand(2, 3, 64, 64)).shape == (2, CLASSES)
+    assert loaded.model.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert (loaded.name, loaded.reference, loaded.loader) == ("my-model", str(folder), "timm folder")
+
+
+def test_other_weights_may_take_the_place_of_the_folders(folder: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_file(_state(1, num_classes=CLASSES), other)
+    assert resolve(str(folder), weights=other).weights_sha256 == hashlib.sha256(other.read_bytes()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("name", "advice"),
+    [("resnet5o", "Did you mean `resnet50`"), ("", ""), ("resnet50/../x", "")],
+)
+def test_an_unknown_timm_name_is_answered_with_near_ones(name: str, advice: str) -> None:
+    message = rf"^robench: `model` is `timm:{re.escape(name)}`; expected the name of a timm model\. .*{advice}"
+    with pytest.raises(ModelError, match=message):
+        resolve(f"timm:{name}")
+
+
+def test_an_unknown_tag_is_named() -> None:
+    message = r"^robench: `model` is `timm:resnet50\.nobody_in1k`, which timm cannot build \(Invalid pretrained tag"
+    with pytest.raises(ModelError, match=message):
+        resolve("timm:resnet50.nobody_in1k")
+
+
+def test_a_model_without_published_weights_asks_for_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "vit_tiny_patch16_224.nowhere"
+    network = timm.create_model(NAME, pretrained=False)
+    network.pretrained_cfg = {**network.pretrained_cfg, "hf_hub_id": None}
+    monkeypatch.setattr(timm, "create_model", lambda *args, **kwargs: network)
+    message = (
+        rf"^timm:{re.escape(name)}: `weights` is none; expected a model whose weights are on the Hub\. Give `--weights"
+    )
+    with pytest.raises(ModelError, match=message):
+        resolve(f"timm:{name}")
+
+
+def test_weights_of_another_model_are_refused(tmp_path: Path) -> None:
+    save_file(_state(num_classes=3), tmp_path / "w.safetensors")
+    message = r"w\.safetensors: `weights` is of another model \(.*size mismatch.*\); expected the tensors of timm:"
+    with pytest.raises(ModelError, match=message):
+        resolve(f"timm:{NAME}", weights=tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize("nested", [None, "state_dict", "model"])
+def test_a_folder_of_pickles_is_refused_with_the_command_that_converts(folder: Path, nested: str | None) -> None:
+    (folder / "model.safetensors").unlink()
+    state = _state(num_classes=CLASSES)
+    torch.save({nested: state} if nested else state, folder / "pytorch_model.bin")
+    message = r"my-model: `weights` is a pickle \(pytorch_model\.bin\); expected `model\.safetensors`\. A pickle"
+    with pytest.raises(ModelError, match=message) as refused:
+        resolve(str(folder))
+    command = str(refused.value).partition("where you trust it: ")[2]
+    subprocess.run([sys.executable, *shlex.split(command)[1:]], check=True)
+    resolve(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"architecture": "resnet5"}, r"`architecture` is `resnet5`; expected the name of a timm model\. Did you mean"),
+        ({"architecture": None}, r"`architecture` is `None`; expected the name of a timm model\."),
+        ({"model_args": [1]}, r"`model_args` is \[1\]; expected a table\."),
+        (
+            {"model_args": {"depht": 3}},
+            r"`model_args` is `.*depht.*`, with which timm cannot build test_resnet \(.*depht",
+        ),
+        ({"pretrained_cfg": {"std": [1, 1, 1]}}, r"`mean` is None; expected three numbers, one for each channel\."),
+        ({"pretrained_cfg": {"mean": [1, 1], "std": [1, 1, 1]}}, r"`mean` is \[1, 1\]; expected three numbers"),
+        ({"pretrained_cfg": "none"}, r"`pretrained_cfg` is 'none'; expected a table\."),
+    ],
+)
+def test_a_malformed_config_is_named(folder: Path, changes: dict[str, Any], message: str) -> None:
+    _edit(folder, **changes)
+    with pytest.raises(ModelError, match=rf"config\.json: {message}"):
+        resolve(str(folder))
+
+
+@pytest.mark.parametrize(("content", "found"), [(None, "No such file"), ("{", "Expecting"), ("[]", "list")])
+def test_a_folder_without_a_readable_config_is_no_model(folder: Path, content: str | None, found: str) -> None:
+    (folder / "config.json").unlink()
+    if content is not None:
+        (folder / "config.json").write_text(content)
+    message = rf"config\.json: `file` is .*{found}.*; expected timm's `config\.json` beside `model\.safetensors`"
+    with pytest.raises(ModelError, match=message):
+        resolve(str(folder))
+
+
+def test_a_folder_without_weights_or_with_too_many_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "a.safetensors")
+    resolve(str(folder))  # one file is the file, whatever its name
+    save_file(_state(), folder / "b.safetensors")
+    with pytest.raises(ModelError, match=r"`weights` is a\.safetensors, b\.safetensors; expected `model\.safetensors`"):
+        resolve(str(folder))
+    for name in ("a", "b"):
+        (folder / f"{name}.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"my-model: `weights` is missing; expected `model\.safetensors`\.$"):
+        resolve(str(folder))
+
+
+class _Hub(BaseHTTPRequestHandler):
+    """A Hugging Face Hub with one file, as far as the client asks."""
+
+    files: ClassVar[dict[str, bytes]] = {}
+    log: ClassVar[list[tuple[str, str]]] = []
+
+    def _answer(self) -> bytes:
+        type(self).log.append((self.command, self.path))
+        content = self.files.get(self.path)
+        self.send_response(200 if content is not None else 404)
+        if content is None:
+            self.send_header("X-Error-Code", "EntryNotFound")
+        self.send_header("X-Repo-Commit", "0123456789" * 4)
+        self.send_header("ETag", f'"{hashlib.sha256(content or b"").hexdigest()}"')
+        self.send_header("Content-Length", str(len(content or b"")))
+        self.end_headers()
+        return content or b""
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self.wfile.write(self._answer())
+
+    def log_message(self, *args: Any) -> None:
+        pass
+
+
+def _elsewhere(code: str, folder: Path, endpoint: str) -> subprocess.CompletedProcess[str]:
+    """Run code in a process of its own: the client reads its settings when it is imported."""
+    settings = {
+        "HF_ENDPOINT": endpoint,
+        "HF_HOME": str(folder / "hub"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN": "1",
+    }
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, env={**os.environ, **settings}, capture_output=True, text=True, timeout=120)
+
+
+def test_weights_are_downloaded_once_and_a_hub_without_them_is_named(weights: Path, tmp_path: Path) -> None:
+    _Hub.files = {f"/timm/{NAME}/resolve/main/model.safetensors": weights.read_bytes()}
+    _Hub.log = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), _Hub)
+    Thread(target=server.serve_forever, daemon=True).start()
+    code = f"""
+        from robench.errors import ModelError
+        from robench.zoo import resolve
+        print(resolve("timm:{NAME}").weights_sha256, resolve("timm:{NAME}").name)
+        try:
+            resolve("timm:resnet18.a1_in1k")
+        except ModelError as error:
+            print(error)
+    """
+    try:
+        done = _elsewhere(code, tmp_path, f"http://127.0.0.1:{server.server_port}")
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert done.returncode == 0, done.stderr
+    first, second = done.stdout.splitlines()
+    assert first == f"{hashlib.sha256(weights.read_bytes()).hexdigest()} {NAME}"
+    assert second.startswith("timm:resnet18.a1_in1k: `weights` is not to be had from timm/resnet18.a1_in1k (")
+    assert second.endswith("Give a downloaded file with `--weights FILE.safetensors`, or try again with a connection.")
+    assert [command for command, path in _Hub.log if NAME in path].count("GET") == 1
