@@ -45,11 +45,19 @@ class Classifier:
         takes RGB images in [0, 1], shape (N, 3, H, W), and returns logits, shape (N, K).
       name: what to call it in messages and results; by default the name of its class or function.
       device: where images are sent; by default where its first parameter lies, else the CPU.
+      inference: ask for logits in torch's inference mode, which few models cannot bear.
     Raises:
       ModelError: the model is not callable.
     """
 
-    def __init__(self, model: Any, *, name: str | None = None, device: torch.device | str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        *,
+        name: str | None = None,
+        device: torch.device | str | None = None,
+        inference: bool = False,
+    ) -> None:
         if not callable(model):
             raise ModelError(complaint("Classifier", "model", type(model).__name__, "a callable that returns logits"))
         self.model = model
@@ -75,6 +83,7 @@ class Classifier:
             self.device = torch.device(device) if device is not None else torch.device("cpu")
         bounds = getattr(model, "bounds", None)  # foolbox models name their range
         self._low, self._high = (float(bounds[0]), float(bounds[1])) if bounds is not None else (0.0, 1.0)
+        self._inference = inference
         self._speaks_numpy: bool | None = False if self.module is not None else None
 
     @property
@@ -89,9 +98,12 @@ class Classifier:
           images: float32 in [0, 1], shape (N, 3, H, W).
         """
         self.passes.forward += len(images)
-        with torch.no_grad():
+        with torch.inference_mode() if self._inference else torch.no_grad():
             answer: Tensor = self._call(pad_rows(images, self.minimum_rows))
-        return answer[: len(images)].detach().to(torch.float32)
+        answer = answer[: len(images)].detach().to(torch.float32)
+        return (
+            answer.clone() if self._inference else answer
+        )  # tensors made in inference mode stay forbidden to autograd
 
     def gradient(self, images: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, objective and its gradient with respect to each image.
@@ -116,7 +128,11 @@ class Classifier:
         if gradient is None:
             raise ModelError(self._no_gradient())
         parts = logits.detach(), values.detach(), gradient[: len(images)]
-        return parts[0].to(torch.float32), parts[1].to(torch.float32), parts[2].to(torch.float32)
+        # Copies: a compiled model reuses its memory, and one in channels_last gives gradients in that order.
+        first, second, third = (
+            part.to(torch.float32, copy=True, memory_format=torch.contiguous_format) for part in parts
+        )
+        return first, second, third
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -176,13 +192,18 @@ class Classifier:
         """Number of parameters; None for a bare callable."""
         return sum(parameter.numel() for parameter in self.module.parameters()) if self.module is not None else None
 
-    def _call(self, images: Tensor) -> Any:
+    def in_its_range(self, images: Tensor) -> Tensor:
+        """Images as the model itself takes them: in its range and dtype."""
         if self._low != 0 or self._high != 1:
             images = images * (self._high - self._low) + self._low
+        return images if self._speaks_numpy else images.to(self._dtype)
+
+    def _call(self, images: Tensor) -> Any:
+        images = self.in_its_range(images)
         if self._speaks_numpy:
             answer = self.model(images.detach().cpu().numpy())
             return torch.as_tensor(np.asarray(answer)).to(self.device)
-        return self.model(images.to(self._dtype))
+        return self.model(images)
 
     def _first_answer(self, batch: Tensor) -> Tensor:
         """The first answer of all, which also tells whether the callable speaks tensors or NumPy."""

@@ -5,6 +5,7 @@ Not here: the run itself (`evaluation`), and what a model must be like (`classif
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -73,8 +74,8 @@ def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any
     return value
 
 
-def look_at_model(classifier: Classifier, source: Source, *, gradients: bool) -> tuple[list[str], tuple[int, int]]:
-    """Show the model its first batch; returns caveats and the size of the images."""
+def look_at_model(classifier: Classifier, source: Source, *, gradients: bool) -> tuple[list[str], Tensor]:
+    """Show the model its first batch; returns caveats and that batch, shape (N, 3, H, W)."""
     images: list[Tensor] = []
     unreadable: list[Unreadable] = []
     count = min(DOOR_ROWS, len(source.ids))
@@ -89,14 +90,14 @@ def look_at_model(classifier: Classifier, source: Source, *, gradients: bool) ->
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         raise DataError(complaint(source.name, "images", f"of shapes {sorted(shapes)}", "one shape"))
-    height, width = images[0].shape[1:]
+    batch = torch.stack(images)
     least = max(source.labels) + 1
-    caveats = classifier.check(torch.stack(images), classes=source.classes, least=least, gradients=gradients)
-    return caveats, (height, width)
+    caveats = classifier.check(batch, classes=source.classes, least=least, gradients=gradients)
+    return caveats, batch
 
 
-def model_record(classifier: Classifier, loaded: Loaded | None, shape: tuple[int, int]) -> ModelRecord:
-    """Who the model is: where it came from, its state, and what it says to pinned images."""
+def model_record(classifier: Classifier, loaded: Loaded | None, shape: Sequence[int]) -> ModelRecord:
+    """Who the model is: where it came from, its state, and what it says to pinned images of this height and width."""
     pinned = torch.from_numpy(pinned_images(max(shape))).float() / 255
     module = classifier.module
     own = f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else "callable"

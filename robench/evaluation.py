@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, overload
 
 import torch
+from torch import Tensor
 
 from robench.attacks import REVISION
 from robench.classifier import Classifier
@@ -24,6 +25,7 @@ from robench.door import build_attack, look_at_model, model_record
 from robench.environment import environment
 from robench.errors import DataError, RunError, complaint
 from robench.execution import Execution
+from robench.fastpath import COMPILED, MEASURES, best_batch_size, pass_rate, quicken
 from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered, resolve
@@ -36,8 +38,6 @@ SHARD_SIZE = 64
 """Examples that are written to disk together."""
 CPU_SLOTS = 32
 """Examples attacked at a time on a CPU: more waste padding in the tail, fewer lose speed."""
-GPU_SLOTS = 256
-"""Examples attacked at a time on a GPU."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +49,8 @@ class Options:
       weights: safetensors file for a named model.
       fresh: start over instead of resuming or reusing the run in this folder.
       shard_size: examples written to disk together.
+      fast_path: let attacks look at a faster copy of a module, once it is seen to give the same answers.
+      compile: compile that copy, too: minutes that pay on a GPU in long runs.
       watcher: is told of progress.
     """
 
@@ -56,6 +58,8 @@ class Options:
     weights: str | Path | None = None
     fresh: bool = False
     shard_size: int = SHARD_SIZE
+    fast_path: bool = True
+    compile: bool = False
     watcher: Watcher = dataclasses.field(default_factory=Silent)
 
 
@@ -112,7 +116,7 @@ def evaluate(
       limit: only the first so many examples, a random sample; makes the result partial.
       run_dir: folder of the run; by default `runs/<model>/<protocol>-<run key>`.
       device: by default where a handed-in module lies, else the CPU.
-      batch_size: examples attacked at a time; by default 32 on a CPU, 256 on a GPU.
+      batch_size: examples attacked at a time; by default 32 on a CPU; on a GPU the most that fit and pay.
       options: what is rarer.
     Returns:
       The result, or one for each protocol.
@@ -194,8 +198,9 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
         classifier, loaded = _load(request)
         source = open_source(protocol.data.source, request.data, resize=protocol.data.resize, crop=protocol.data.crop)
         planned = _planned_data(protocol, source, request)
-        caveats, shape = look_at_model(classifier, source, gradients=bool(stages))
-        model = model_record(classifier, loaded, shape)
+        caveats, batch = look_at_model(classifier, source, gradients=bool(stages))
+        model = model_record(classifier, loaded, batch.shape[2:])
+        fast = quicken(classifier, batch, measures=_measures(options) if stages else ())
         plan = Plan(
             key=run_key(
                 protocol_digest=protocol.digest,
@@ -211,6 +216,7 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
             data=planned,
             shard_size=options.shard_size,
             attack_revision=REVISION,
+            fast_path=fast.measures,
             caveats=tuple(caveats),
         )
         folder = Path(run_dir) if run_dir is not None else default_folder(plan, protocol)
@@ -222,12 +228,36 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
             if run.finished:
                 options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
                 return read_result(folder)
-            slots = request.batch_size or (CPU_SLOTS if classifier.device.type == "cpu" else GPU_SLOTS)
-            work = Execution(run, protocol, classifier, source, slots, options.watcher)
+            if run.plan.fast_path != fast.measures:
+                fast = quicken(classifier, batch, measures=run.plan.fast_path)
+            run.record("fast path", {"measures": fast.measures, "notes": fast.notes})
+            for note in fast.notes:
+                options.watcher.notice(note)
+            work = Execution(
+                run,
+                classifier=classifier,
+                faster=fast.classifier,
+                source=source,
+                slots=request.batch_size or _slots(fast.classifier, batch),
+                watcher=options.watcher,
+            )
             work.attack(stages, budget)
             result = run.merge(environment())
     options.watcher.end(result)
     return result
+
+
+def _measures(options: Options) -> tuple[str, ...]:
+    """What the options allow to make the model faster."""
+    return (*MEASURES, COMPILED)[: len(MEASURES) + options.compile] if options.fast_path else ()
+
+
+def _slots(classifier: Classifier, batch: Tensor) -> int:
+    """Examples attacked at a time where the caller does not say."""
+    if classifier.device.type == "cpu":
+        return CPU_SLOTS
+    rows = batch.to(classifier.device)
+    return best_batch_size(lambda size: pass_rate(classifier, rows[torch.arange(size) % len(rows)]))
 
 
 def default_folder(plan: Plan, protocol: Protocol) -> Path:

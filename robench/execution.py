@@ -20,18 +20,34 @@ from robench.environment import environment
 from robench.errors import DataError, RunError, complaint
 from robench.outcome import Outcome
 from robench.progress import Progress, Watcher
-from robench.protocol import Protocol
 from robench.result import holds
 from robench.runs import Run, Shard
 
 
 class Execution:
-    """Attacks the examples of the missing shards of a run, and writes each shard when it is full."""
+    """Attacks the examples of the missing shards of a run, and writes each shard when it is full.
+
+    Args:
+      run: what is missing, and where it is written.
+      classifier: the user's own model.
+      faster: the copy that attacks look at, or the same.
+      source: the examples.
+      slots: examples attacked at a time.
+      watcher: is told of progress.
+    """
 
     def __init__(
-        self, run: Run, protocol: Protocol, classifier: Classifier, source: Source, slots: int, watcher: Watcher
+        self,
+        run: Run,
+        *,
+        classifier: Classifier,
+        faster: Classifier,
+        source: Source,
+        slots: int,
+        watcher: Watcher,
     ) -> None:
-        self.run, self.protocol, self.classifier, self.source = run, protocol, classifier, source
+        self.run, self.protocol, self.source = run, run.plan.parsed_protocol(), source
+        self.classifier, self.faster = classifier, faster
         self.slots, self.watcher = slots, watcher
         self.outcomes: dict[int, Outcome] = {}
         self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
@@ -52,11 +68,12 @@ class Execution:
         run.record("start", {**details, "environment": environment()})
         stream = drive(
             stages,
-            self.classifier,
+            self.faster,
             self._examples(missing),
             budget=budget,
             seed=self.protocol.seed,
             slots=self.slots,
+            confirm=self.classifier,
             on_event=self._event,
         )
         try:
@@ -99,12 +116,13 @@ class Execution:
         self.watcher.update(self._progress())
 
     def _record_cost(self) -> None:
-        passes, device = self.classifier.passes, self.classifier.device
+        models = {id(model): model for model in (self.classifier, self.faster)}.values()
+        device = self.classifier.device
         details = {
             "segment": self.segment,
             "wall_seconds": round(time.monotonic() - self.began, 3),
-            "forward": passes.forward,
-            "backward": passes.backward,
+            "forward": sum(model.passes.forward for model in models),
+            "backward": sum(model.passes.backward for model in models),
             "peak_memory_bytes": _peak_memory(device),
             "device": _device_name(device),
             "slots": self.slots,

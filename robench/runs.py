@@ -77,6 +77,8 @@ class Plan(_Record):
     data: PlannedData
     shard_size: int = Field(gt=0)
     attack_revision: int
+    fast_path: tuple[str, ...] = ()
+    """What makes the copy of the model that attacks look at faster; see `robench.fastpath`."""
     caveats: tuple[str, ...] = ()
 
     @property

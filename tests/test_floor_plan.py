@@ -28,6 +28,7 @@ FLOORS = {
     "registry": 2,
     "progress": 2,
     "attacks": 2,
+    "fastpath": 2,
     "data": 2,
     "zoo": 2,
     "door": 3,
@@ -38,7 +39,7 @@ FLOORS = {
     "__main__": 5,
 }
 RECORDS = {"errors", "protocol", "outcome", "runs", "result", "comparison", "registry", "progress"}
-COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "attacks", "data", "zoo"}
+COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "fastpath", "attacks", "data", "zoo"}
 BOTH_WINGS = {"errors", "environment"}
 KNOWS_BOTH = {"door", "evaluation", "execution", "cli", "__main__"}
 RECIPE_WORDS = {"fraction", "FRACTION_FORM"}

@@ -59,7 +59,8 @@ def drive(
       budget: what the attacks may change.
       seed: of the examples' random numbers.
       slots: examples attacked at a time.
-      confirm: the user's own, unmodified model; by default `classifier`.
+      confirm: the user's own, unmodified model, which classifies the clean images and has the last word on
+        adversarial ones; by default `classifier`.
       on_event: told of what the record of a run should keep, such as `slots halved`.
     Raises:
       BudgetError: an attack left its budget.
@@ -129,7 +130,7 @@ class _Driver:
         device = self.classifier.device
         images = torch.stack([example.image for example in batch]).to(device)
         labels = torch.tensor([example.label for example in batch], device=device)
-        logits = self._in_parts(self.classifier.logits, images)
+        logits = self._in_parts(self.confirm.logits, images)
         predictions, margins = logits.argmax(dim=1).tolist(), margin(logits, labels).tolist()
         finite = logits.isfinite().all(dim=1).tolist()
         for row, example in enumerate(batch):

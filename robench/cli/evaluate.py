@@ -78,6 +78,8 @@ def evaluate(
     weights: Annotated[Path | None, typer.Option(help="A safetensors file for a named model.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    fast_path: Annotated[bool, typer.Option("--fast-path/--no-fast-path", help="Attack a faster copy.")] = True,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile that copy: for long runs on a GPU.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Evaluate a model under one or more protocols; the same call again resumes or reuses the run."""
@@ -85,7 +87,9 @@ def evaluate(
     from robench.evaluation import evaluate as run
 
     with _shown() as screen:
-        options = Options(name=name, weights=weights, fresh=fresh, watcher=screen)
+        options = Options(
+            name=name, weights=weights, fresh=fresh, fast_path=fast_path, compile=compiled, watcher=screen
+        )
         results = run(
             model,
             protocols if len(protocols) > 1 else protocols[0],
