@@ -35,6 +35,7 @@ FLOORS = {
     "evaluation": 3,
     "execution": 3,
     "training": 4,
+    "bench": 4,
     "cli": 5,
     "__main__": 5,
 }
@@ -43,7 +44,7 @@ COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "fastpath"
 BOTH_WINGS = {"errors", "environment"}
 KNOWS_BOTH = {"door", "evaluation", "execution", "cli", "__main__"}
 RECIPE_WORDS = {"fraction", "FRACTION_FORM"}
-"""What `training` may take from `protocol`: how a recipe writes its numbers."""
+"""What `training` and `bench` may take from `protocol`: how numbers are written."""
 RECORDS_LIBRARIES = {"pydantic", "pydantic_core"}
 
 
@@ -86,8 +87,12 @@ def _wrong_room(room: str, other: str, name: str) -> str | None:
         return f"{other} in the records wing"
     if room in COMPUTE and other not in COMPUTE | BOTH_WINGS:
         return f"{other} in the compute wing"
-    if room == "training" and other in RECORDS - BOTH_WINGS and not (other == "protocol" and name in RECIPE_WORDS):
-        return f"{other}.{name} in training"
+    if (
+        room in ("training", "bench")
+        and other in RECORDS - BOTH_WINGS
+        and not (other == "protocol" and name in RECIPE_WORDS)
+    ):
+        return f"{other}.{name} in {room}"
     return None
 
 
@@ -117,7 +122,7 @@ def test_every_room_is_in_the_table_and_every_line_is_a_room() -> None:
 
 def test_every_room_has_its_wing() -> None:
     assert RECORDS.isdisjoint(COMPUTE)
-    assert RECORDS | COMPUTE | BOTH_WINGS | KNOWS_BOTH | {"training"} == set(FLOORS)
+    assert RECORDS | COMPUTE | BOTH_WINGS | KNOWS_BOTH | {"training", "bench"} == set(FLOORS)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "robench"])

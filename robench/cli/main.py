@@ -4,6 +4,7 @@ import sys
 
 import typer
 
+from robench.cli.bench import bench
 from robench.cli.catalogue import list_, show
 from robench.cli.compare import compare
 from robench.cli.doctor import doctor
@@ -21,7 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)
-for command in (show, evaluate, resume, compare, train, doctor):
+for command in (show, evaluate, resume, compare, train, doctor, bench):
     app.command()(command)
 
 

@@ -486,3 +486,28 @@ def test_records_commands_start_without_torch() -> None:
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert finished.returncode == 0, finished.stderr
+
+
+def test_benches_are_listed_and_an_unknown_one_is_named() -> None:
+    code, stdout, _ = _invoke("bench")
+    assert code == 0
+    assert "LinfPGD" in stdout
+    assert _json("bench")["pgd"]["against"] == "foolbox"
+    unknown = "robench bench: `name` is `pdg`; expected the name of a bench. Did you mean `pgd`?"
+    assert _refused("bench", "pdg") == unknown
+    assert _refused("bench", "pgd", "--against", "x") == "robench bench: `against` is `x`; expected `foolbox`."
+
+
+def test_a_bench_prints_one_object_and_says_when_it_is_not_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robench.bench.pgd.STEPS", 2)
+    monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))
+    settings = ("--model", "mini-resnet-adv", "--images", "16", "--epsilon", "4/255", "--repeats", "1")
+    code, stdout, stderr = _invoke("bench", "pgd", *settings, "--json")
+    found = json.loads(stdout)
+    assert code == 0
+    assert "not valid: The machine was busy: the load average was 9.00 at the start." in stderr
+    assert found["valid"] is False
+    wanted = "name examples ours_seconds theirs_seconds ratio ours_robust theirs_robust verdicts_differ overhead"
+    assert set(wanted.split()) <= set(found)
+    assert (found["name"], found["model"], found["examples"]) == ("pgd", "mini-resnet-adv", 16)
+    assert "ratio on fast path" in _invoke("bench", "pgd", *settings)[1]

@@ -1,0 +1,40 @@
+"""The figures this project claims about itself, each measured beside a peer in one process.
+
+A bench is one file and one line here. Not here: figures about models (`robench.evaluation`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from robench.bench.measurement import Measurement, Settings
+from robench.bench.pgd import measure_pgd
+
+__all__ = ["CATALOGUE", "Bench", "Measurement", "Settings"]
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A figure that can be measured again.
+
+    Attributes:
+      claim: what is measured, one line.
+      against: the peer.
+      models: what it is usually measured on.
+      run: measures it.
+    """
+
+    claim: str
+    against: str
+    models: tuple[str, ...]
+    run: Callable[[Settings], Measurement]
+
+
+CATALOGUE = {
+    "pgd": Bench(
+        claim="Seconds of PGD with steps read off from one run, beside foolbox's LinfPGD",
+        against="foolbox",
+        models=("mini-resnet-adv", "mini-resnet-gelu-adv", "mini-deit-adv", "photographs:resnet50"),
+        run=measure_pgd,
+    )
+}
+"""Benches by name."""

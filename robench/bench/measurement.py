@@ -1,0 +1,118 @@
+"""What a bench is told and what it found, and whether the machine was quiet enough to believe it.
+
+Not here: what is measured (one file each).
+"""
+
+import os
+import statistics
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+LOAD_LIMIT = 0.5
+"""Load average of the last minute above which a machine is busy before the bench has begun."""
+OTHERS_LIMIT = 0.05
+"""Share of the processors that other processes may take while the bench runs."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a bench is told.
+
+    Attributes:
+      model: a model's name, or `photographs:NAME` for timm's NAME, its head fitted to 20 photographs.
+      images: how many images at most.
+      epsilon: radius as a fraction; None looks for one under which 60 to 75 % survive.
+      repeats: how often each side runs, each time with another seed.
+    """
+
+    model: str
+    images: int = 256
+    epsilon: str | None = None
+    repeats: int = 3
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What a bench found. Seconds are medians over the repeats, accuracies and differences are means.
+
+    Attributes:
+      name, model, examples: what was measured.
+      ours_seconds, theirs_seconds: from images in memory to verdicts.
+      ours_robust, theirs_robust: robust accuracy.
+      verdicts_differ: examples on which the two disagree.
+      overhead: our wall time over what the passes it spent cost at the best batch size.
+      details: more, as the bench has it.
+      doubts: why the figure is not valid; empty if it is.
+    """
+
+    name: str
+    model: str
+    examples: int
+    ours_seconds: float
+    theirs_seconds: float
+    ours_robust: float
+    theirs_robust: float
+    verdicts_differ: float
+    overhead: float
+    details: dict[str, Any] = field(default_factory=dict)
+    doubts: tuple[str, ...] = ()
+
+    @property
+    def ratio(self) -> float:
+        """How many times faster ours is."""
+        return self.theirs_seconds / self.ours_seconds
+
+    def content(self) -> dict[str, Any]:
+        """All of it, as one flat object."""
+        own = {key: value for key, value in vars(self).items() if key not in ("details", "doubts")}
+        return {**own, "ratio": self.ratio, "valid": not self.doubts, "doubts": list(self.doubts), **self.details}
+
+
+class Stopwatch:
+    """Times two or more sides in turn, and watches the machine meanwhile."""
+
+    def __init__(self) -> None:
+        self._load = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+        self._began = time.perf_counter()
+        self._others = _others_seconds()
+        self.seconds: dict[str, list[float]] = {}
+
+    def time(self, side: str, seconds: float) -> None:
+        """Note one run of a side."""
+        self.seconds.setdefault(side, []).append(seconds)
+
+    def median(self, side: str) -> float:
+        """Median of the side's runs."""
+        return statistics.median(self.seconds[side])
+
+    def doubts(self) -> tuple[str, ...]:
+        """Why the times are not to be believed; one sentence each."""
+        found = []
+        if self._load > LOAD_LIMIT:
+            found.append(f"The machine was busy: the load average was {self._load:.2f} at the start.")
+        now = _others_seconds()
+        if now is not None and self._others is not None:
+            share = (now - self._others) / (time.perf_counter() - self._began) / (os.cpu_count() or 1)
+            if share > OTHERS_LIMIT:
+                found.append(f"Other processes took {share:.0%} of the processors meanwhile.")
+        return (*found, *(self._spread(side) for side in self.seconds if self._spread(side)))
+
+    def _spread(self, side: str) -> str:
+        times = self.seconds[side]
+        if max(times) <= 1.25 * min(times):
+            return ""
+        return f"The runs of {side} took from {min(times):.2f} to {max(times):.2f} s: too uneven."
+
+
+def _others_seconds() -> float | None:
+    """Processor seconds that all processes but this one have taken; None where the system does not say."""
+    try:
+        fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
+        user, nice, system, _, _, interrupts, soft = (int(value) for value in fields[:7])
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError, AttributeError):
+        return None
+    own = time.process_time()
+    return (user + nice + system + interrupts + soft) / ticks - own

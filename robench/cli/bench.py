@@ -1,0 +1,52 @@
+"""`robench bench`: the figures this project claims, measured again beside a peer."""
+
+from typing import Annotated
+
+import typer
+from rich.table import Column, Table
+from rich.text import Text
+
+from robench.cli.screen import err, out, print_json
+from robench.errors import ProtocolError, complaint, did_you_mean
+
+
+def bench(
+    name: Annotated[str | None, typer.Argument(help="Which figure; none lists them.")] = None,
+    against: Annotated[str | None, typer.Option(help="The peer; default the bench's own.")] = None,
+    model: Annotated[str | None, typer.Option(help="A model's name, or `photographs:NAME` of timm.")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Images at most.")] = 256,
+    epsilon: Annotated[str | None, typer.Option(help="Radius; default one under which 60 to 75 % survive.")] = None,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each side.")] = 3,
+    json: Annotated[bool, typer.Option("--json", help="Print one object on stdout.")] = False,
+) -> None:
+    """Measure a figure that this project claims; without a name, list them."""
+    from robench.bench import CATALOGUE, Settings
+
+    if name is None:
+        if json:
+            print_json({key: {"claim": each.claim, "against": each.against} for key, each in CATALOGUE.items()})
+            return
+        table = Table("bench", "against", "what it measures", Column("models", overflow="fold"))
+        for key, each in CATALOGUE.items():
+            table.add_row(key, each.against, each.claim, Text(", ".join(each.models)))
+        out.print(table)
+        return
+    if name not in CATALOGUE:
+        advice = did_you_mean(name, CATALOGUE)
+        raise ProtocolError(complaint("robench bench", "name", f"`{name}`", "the name of a bench", advice))
+    chosen = CATALOGUE[name]
+    if against not in (None, chosen.against):
+        raise ProtocolError(complaint("robench bench", "against", f"`{against}`", f"`{chosen.against}`"))
+    found = chosen.run(Settings(model or chosen.models[0], images, epsilon, repeats))
+    for doubt in found.doubts:
+        err.print(f"not valid: {doubt}", style="red", markup=False)
+    content = found.content()
+    if json:
+        print_json(content)
+        return
+    title = f"{found.name} beside {chosen.against}, {found.model}, {found.examples} images"
+    table = Table("what", Column("found", overflow="fold"), title=Text(title), title_justify="left")
+    for key, value in content.items():
+        if key not in ("name", "model", "examples", "doubts"):
+            table.add_row(key.replace("_", " "), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    out.print(table)

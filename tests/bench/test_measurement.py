@@ -1,0 +1,70 @@
+import os
+from pathlib import Path
+
+import pytest
+
+from robench.bench import measurement
+from robench.bench.measurement import Measurement, Stopwatch
+
+
+def _quiet(
+    monkeypatch: pytest.MonkeyPatch, load: float = 0.1, others: tuple[float | None, float | None] = (5, 5)
+) -> None:
+    seconds = iter(others)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(measurement, "_others_seconds", lambda: next(seconds))
+
+
+def test_even_times_on_a_quiet_machine_are_valid(monkeypatch: pytest.MonkeyPatch) -> None:
+    _quiet(monkeypatch)
+    watch = Stopwatch()
+    for seconds in (1.0, 1.1, 1.2):
+        watch.time("ours", seconds)
+    assert watch.median("ours") == 1.1
+    assert watch.doubts() == ()
+
+
+def test_a_load_at_the_start_makes_a_figure_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    _quiet(monkeypatch, load=1.25)
+    assert Stopwatch().doubts() == ("The machine was busy: the load average was 1.25 at the start.",)
+
+
+def test_other_processes_make_a_figure_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    _quiet(monkeypatch, others=(5, 5 + 1e6))
+    (doubt,) = Stopwatch().doubts()
+    assert doubt.startswith("Other processes took ")
+
+
+def test_a_system_that_does_not_say_is_not_doubted(monkeypatch: pytest.MonkeyPatch) -> None:
+    _quiet(monkeypatch, others=(None, None))
+    assert Stopwatch().doubts() == ()
+
+
+def test_uneven_times_make_a_figure_invalid(monkeypatch: pytest.MonkeyPatch) -> None:
+    _quiet(monkeypatch)
+    watch = Stopwatch()
+    for seconds in (1.0, 1.3):
+        watch.time("theirs", seconds)
+    assert watch.doubts() == ("The runs of theirs took from 1.00 to 1.30 s: too uneven.",)
+
+
+@pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not count the time of all processes")
+def test_the_time_of_other_processes_leaves_out_our_own() -> None:
+    before = measurement._others_seconds()
+    began = os.times()
+    while os.times().user - began.user < 0.2:
+        pass
+    after = measurement._others_seconds()
+    assert before is not None
+    assert after is not None
+    assert after - before < 2 * (os.cpu_count() or 1)
+
+
+def test_the_content_is_one_flat_object() -> None:
+    found = Measurement("pgd", "m", 4, 2.0, 5.0, 0.5, 0.5, 0.0, 1.05, details={"steps": 40}, doubts=("Busy.",))
+    content = found.content()
+    assert content["ratio"] == 2.5
+    assert content["valid"] is False
+    assert content["doubts"] == ["Busy."]
+    assert content["steps"] == 40
+    assert not any(isinstance(value, dict) for value in content.values())
