@@ -37,12 +37,26 @@ class Budget(Protocol):
         """A point drawn uniformly from the ball and clipped to [0, 1]."""
         ...
 
-    def step(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
-        """Move by `step_size` in the direction in which the objective rises fastest under the norm."""
+    def random_edge_point(self, clean: Tensor, draws: RandomSource, stream: str, *, step: Tensor) -> Tensor:
+        """A point in a random direction, as far as the ball reaches, clipped to [0, 1].
+
+        `step` says which draw of the stream each image is given, int64, shape (N,).
+        """
+        ...
+
+    def step(self, images: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
+        """Move by `step_size` in the direction in which the objective rises fastest under the norm.
+
+        `step_size` is one number, or one for each image, shape (N, 1, 1, 1).
+        """
         ...
 
     def project(self, images: Tensor, clean: Tensor) -> Tensor:
         """The nearest allowed images."""
+        ...
+
+    def length(self, change: Tensor) -> Tensor:
+        """How long each change is, in the units of epsilon, shape (N,)."""
         ...
 
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
@@ -74,15 +88,22 @@ class LinfBall:
         noise = draws.uniform(stream, clean.shape[1:]) * 2 - 1
         return (clean + self.epsilon * noise).clamp(0, 1)
 
-    def step(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    def random_edge_point(self, clean: Tensor, draws: RandomSource, stream: str, *, step: Tensor) -> Tensor:
+        noise = draws.uniform(stream, clean.shape[1:], step=step) * 2 - 1
+        largest = noise.abs().flatten(1).amax(dim=1)[:, None, None, None]
+        return self.project(clean + self.epsilon * (noise / (largest + 1e-12)), clean)
+
+    def step(self, images: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         return images + step_size * gradient.sign()
 
     def project(self, images: Tensor, clean: Tensor) -> Tensor:
         return images.clamp(clean - self.epsilon, clean + self.epsilon).clamp(0, 1)
 
+    def length(self, change: Tensor) -> Tensor:
+        return change.abs().flatten(1).amax(dim=1)
+
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
-        distance = (images - clean).abs().flatten(1).amax(dim=1)
-        return (distance - self.epsilon).maximum(_outside_box(images))
+        return (self.length(images - clean) - self.epsilon).maximum(_outside_box(images))
 
 
 @dataclass(frozen=True)
@@ -101,7 +122,11 @@ class L2Ball:
         share = draws.uniform(f"{stream}/radius", (1, 1, 1)) ** (1 / size)
         return (clean + self.epsilon * share * direction / _length(direction)).clamp(0, 1)
 
-    def step(self, images: Tensor, gradient: Tensor, step_size: float) -> Tensor:
+    def random_edge_point(self, clean: Tensor, draws: RandomSource, stream: str, *, step: Tensor) -> Tensor:
+        direction = draws.normal(stream, clean.shape[1:], step=step)
+        return self.project(clean + self.epsilon * direction / _length(direction), clean)
+
+    def step(self, images: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         return images + step_size * gradient / _length(gradient)
 
     def project(self, images: Tensor, clean: Tensor) -> Tensor:
@@ -112,9 +137,12 @@ class L2Ball:
         scale = ((1 - 1e-7) * self.epsilon / _length(change.double())).clamp(max=1)
         return (clean + scale.float() * change).clamp(0, 1)
 
+    def length(self, change: Tensor) -> Tensor:
+        length: Tensor = torch.linalg.vector_norm(change.double().flatten(1), dim=1).float()
+        return length
+
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
-        distance: Tensor = torch.linalg.vector_norm((images - clean).double().flatten(1), dim=1).float()
-        return (distance - self.epsilon).maximum(_outside_box(images))
+        return (self.length(images - clean) - self.epsilon).maximum(_outside_box(images))
 
 
 def _length(images: Tensor) -> Tensor:

@@ -2,9 +2,11 @@
 
 from typing import Any
 
+from robench.attacks.apgd import APGD
+from robench.attacks.fab import FAB
 from robench.attacks.pgd import PGD
 
-CATALOGUE: dict[str, type[Any]] = {"pgd": PGD}
+CATALOGUE: dict[str, type[Any]] = {"apgd": APGD, "fab": FAB, "pgd": PGD}
 """Attack class by `kind` in a protocol; its fields are the protocol's keys."""
 
 REVISION = 1

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks import CATALOGUE
+from robench.attacks.apgd import APGD
 from robench.attacks.drive import Finished, Stage, drive
+from robench.attacks.fab import FAB
 from robench.attacks.interface import Answer, Attack, Examples
 from robench.attacks.pgd import PGD
 from robench.budgets import BUDGETS, TOLERANCE, Budget
@@ -19,7 +21,14 @@ from tests.fakes import examples, labelled_by, random_images, small_net, two_cla
 # (epsilon) -> an attack strong enough to reach every corner of a ball of this radius.
 ATTACKS: dict[str, Callable[[float], Attack]] = {
     "pgd": lambda epsilon: PGD(step_size=max(epsilon, 1e-3) / 4, steps=30),
+    "apgd-ce": lambda epsilon: APGD(steps=30),
+    "apgd-dlr": lambda epsilon: APGD(steps=30, loss="dlr"),
+    "apgd-t": lambda epsilon: APGD(steps=30, targets=3),
+    "fab-t": lambda epsilon: FAB(steps=30, targets=3),
 }
+DRAWS_NOTHING = {"fab-t"}
+ACCURACY = {"fab-t": 0.02}
+"""How close to the closed-form margin an attack gets on a linear model; 0.001 where it is not said."""
 NORMS = sorted(BUDGETS)
 EVERY = [(name, norm) for name in ATTACKS for norm in NORMS]
 every_attack = pytest.mark.parametrize(("name", "norm"), EVERY)
@@ -33,7 +42,8 @@ def _run(model: nn.Module, source: list[Any], name: str, norm: str, epsilon: flo
 
 
 def test_every_attack_has_its_row() -> None:
-    assert set(ATTACKS) == set(CATALOGUE)
+    assert {type(attack(0.1)) for attack in ATTACKS.values()} == set(CATALOGUE.values())
+    assert all(attack(0.1).name == name for name, attack in ATTACKS.items())
 
 
 @every_attack
@@ -45,20 +55,21 @@ def test_1_every_image_that_counts_is_inside_whatever_the_model_answers(name: st
     draws = Draws.of(0, [str(index) for index in range(6)])
     state = attack.start(Examples(clean, torch.zeros(6, dtype=torch.int64), torch.zeros(6, 4)), budget, draws)
     order = {"linf": torch.inf, "l2": 2}[norm]
-    asked = 0
+    asked = counted = 0
     while not bool(state.done.all()):
         query = attack.ask(state)
         images = query.render(slice(None))[query.counts]
         change = (images - clean[query.rows][query.counts]).double().flatten(1)
         assert bool((torch.linalg.vector_norm(change, ord=order, dim=1) <= epsilon + TOLERANCE).all())
-        assert images.min() >= 0
-        assert images.max() <= 1
+        assert bool(((images >= 0) & (images <= 1)).all())
+        counted += len(images)
         shape = (len(query.rows), *clean.shape[1:])
         gradient = 10 ** torch.randint(-20, 20, (1,), generator=generator) * torch.randn(shape, generator=generator)
         logits = torch.randn(len(query.rows), 4, generator=generator)
         state = attack.tell(state, Answer(logits, torch.randn(len(query.rows), generator=generator), gradient))
         asked += 1
     assert asked > 1
+    assert counted > 0
 
 
 @every_attack
@@ -92,7 +103,7 @@ def test_3_outcomes_depend_on_the_example_alone(name: str, norm: str) -> None:
     assert _run(net, source[::-1], name, norm, epsilon) == alone
     halves = _run(net, source[:23], name, norm, epsilon) + _run(net, source[23:], name, norm, epsilon)
     assert halves == alone
-    assert _run(net, source, name, norm, epsilon, seed=1) != alone
+    assert (_run(net, source, name, norm, epsilon, seed=1) == alone) == (name in DRAWS_NOTHING)
 
 
 @every_attack
@@ -130,7 +141,7 @@ def test_5_a_linear_model_falls_exactly_when_its_margin_says_so(name: str, norm:
     bias = float((model.bias[0] - model.bias[1]).detach())
     distance = (images.flatten(1).double() @ weight + bias).abs()
     reach = epsilon * float(torch.linalg.vector_norm(weight, ord={"linf": 1, "l2": 2}[norm]))
-    decided = (distance - reach).abs() > 1e-3 * reach
+    decided = (distance - reach).abs() > ACCURACY.get(name, 1e-3) * reach
     falls = distance < reach
     assert 0.2 < float(falls.double().mean()) < 0.8
     finished = _run(model, source, name, norm, epsilon)
