@@ -5,8 +5,9 @@ from typing import Any
 from robench.attacks.apgd import APGD
 from robench.attacks.fab import FAB
 from robench.attacks.pgd import PGD
+from robench.attacks.square import Square
 
-CATALOGUE: dict[str, type[Any]] = {"apgd": APGD, "fab": FAB, "pgd": PGD}
+CATALOGUE: dict[str, type[Any]] = {"apgd": APGD, "fab": FAB, "pgd": PGD, "square": Square}
 """Attack class by `kind` in a protocol; its fields are the protocol's keys."""
 
 REVISION = 1

@@ -1,0 +1,259 @@
+"""Square attack: random squares of change, kept when the margin shrinks; it needs no gradient.
+
+Not here: which images count (`drive.py`), and how attacks are chained (`autoattack.py`).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robench.attacks.interface import Answer, Examples, Query
+from robench.budgets import Budget, L2Ball, LinfBall
+from robench.errors import BudgetError, ProtocolError, complaint
+from robench.losses import margin
+from robench.randomness import RandomSource
+
+SCHEDULE = ((10, 1), (50, 2), (200, 4), (500, 8), (1000, 16), (2000, 32), (4000, 64), (6000, 128), (8000, 256))
+"""Up to which query the share of the area is divided by how much; by 512 after the last (arXiv:1912.00049)."""
+BLOCK = 64
+"""Queries whose random numbers are drawn together: drawing costs the same for one as for many."""
+NUMBERS = 8
+"""Uniforms for one query: two places, a turn, and three signs."""
+
+
+@dataclass(frozen=True)
+class SquareState:
+    """What Square remembers of each slot."""
+
+    examples: Examples
+    budget: Budget
+    draws: RandomSource
+    query: Tensor
+    """Queries made, int64, shape (N,)."""
+    best: Tensor
+    """Image with the lowest margin, float32, shape (N, 3, H, W)."""
+    lowest: Tensor
+    """Its margin, shape (N,); infinite before the first query."""
+    numbers: Tensor
+    """Uniforms of two blocks of queries, float32, shape (N, 2 BLOCK, NUMBERS)."""
+    block: Tensor
+    """Which block they begin with, int64, shape (N,)."""
+    done: Tensor
+
+
+@dataclass(frozen=True)
+class Square:
+    """Random search for a lower margin, by queries alone.
+
+    Starts from vertical stripes (L-inf) or a grid of bumps (L2) at full radius. Each query changes one square
+    at a random place: under L-inf to plus or minus the radius in each channel; under L2 to a bump that takes
+    up the length which another square gives back. The side of the square shrinks with the queries. The wrong
+    choice where gradients can be trusted: it costs fifty times as many passes.
+
+    References:
+      Andriushchenko et al. 2020, arXiv:1912.00049; constants as in AutoAttack's published code. Deviates: every
+      example draws its own place and signs, where the published L-inf code shares them in the batch; so
+      outcomes do not depend on the batch. As there, the last row and column are never a place's first.
+    """
+
+    queries: int = 5000
+    """Queries after the start; AutoAttack's 5,000."""
+    p_init: float = 0.8
+    """Share of the area of the first squares; AutoAttack's 0.8."""
+
+    name = "square"
+
+    def __post_init__(self) -> None:
+        if self.queries < 1:
+            raise ProtocolError(complaint("Square", "queries", self.queries, "at least 1"))
+        if not 0 < self.p_init <= 1:
+            raise ProtocolError(complaint("Square", "p_init", self.p_init, "more than 0 and at most 1"))
+
+    @property
+    def steps(self) -> int:
+        """Number of the last query."""
+        return self.queries
+
+    def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> SquareState:
+        if type(budget) not in _BEGIN:
+            expected = " or ".join(kind.__name__ for kind in _BEGIN)
+            raise BudgetError(complaint("Square", "budget", type(budget).__name__, expected))
+        zeros = torch.zeros_like(examples.labels)
+        begin = _BEGIN[type(budget)](examples.images, budget, draws)
+        return SquareState(
+            examples=examples,
+            budget=budget,
+            draws=draws,
+            query=zeros,
+            best=budget.project(begin, examples.images),
+            lowest=torch.full((len(zeros),), torch.inf, device=zeros.device),
+            numbers=_numbers(draws, zeros),
+            block=zeros,
+            done=zeros.bool(),
+        )
+
+    def ask(self, state: SquareState) -> Query:
+        rows = torch.arange(len(state.query), device=state.query.device)
+        images = self._candidates(state, rows)
+        return Query(
+            rows=rows,
+            render=lambda part: images[part],
+            objective=None,
+            counts=torch.ones_like(state.done),
+            step=state.query,
+        )
+
+    def tell(self, state: SquareState, answer: Answer) -> SquareState:
+        found = margin(answer.logits, state.examples.labels)
+        better = (found < state.lowest) | (found <= 0)
+        rows = better.nonzero()[:, 0]
+        query = state.query + 1
+        state = replace(
+            state,
+            query=query,
+            best=state.best.index_copy(0, rows, self._candidates(state, rows)),
+            lowest=torch.where(better, found, state.lowest),
+            done=state.done | (query > self.queries),
+        )
+        block = query // BLOCK
+        if bool((block - state.block >= 2).any()):
+            state = replace(state, numbers=_numbers(state.draws, block), block=block)
+        return state
+
+    def _candidates(self, state: SquareState, rows: Tensor) -> Tensor:
+        """The image each of these slots asks about: its start, or its best with one square changed."""
+        images = state.best[rows]  # a copy, changed in place
+        query = state.query[rows]
+        numbers = state.numbers[rows, query - BLOCK * state.block[rows]]
+        sides = self._sides(images.shape[2], images.shape[3], query, isinstance(state.budget, L2Ball))
+        for side in sorted(set(sides.tolist()) - {0}):
+            which = (sides == side).nonzero()[:, 0]
+            _CHANGE[type(state.budget)](images, which, rows[which], state, side, numbers[which])
+        return images
+
+    def _sides(self, height: int, width: int, query: Tensor, odd: bool) -> Tensor:
+        """Side of the square of each query in pixels, 0 for the start, shape (N,)."""
+        limits = torch.tensor([limit for limit, _ in SCHEDULE], device=query.device)
+        sides = []
+        for divisor in (*(divisor for _, divisor in SCHEDULE), 512):
+            side = max(round(math.sqrt(self.p_init / divisor * height * width)), 3 if odd else 1)
+            sides.append(min(side + (odd and side % 2 == 0), height, width))
+        # The published schedule counts from 0 after the start, and its first limit is 10 inclusive.
+        level = torch.bucketize(query - 1, limits)
+        return torch.where(query == 0, 0, torch.tensor(sides, device=query.device)[level])
+
+
+def _numbers(draws: RandomSource, block: Tensor) -> Tensor:
+    """Uniforms of a block of queries and the next, shape (N, 2 BLOCK, NUMBERS)."""
+    parts = [draws.uniform("square/0", (BLOCK, NUMBERS), step=block + ahead) for ahead in (0, 1)]
+    return torch.cat(parts, dim=1)
+
+
+def _signs(numbers: Tensor) -> Tensor:
+    return torch.where(numbers < 0.5, -1.0, 1.0)
+
+
+def _windows(numbers: Tensor, side: int, images: Tensor) -> tuple[Tensor, ...]:
+    """Channels, rows and columns of one square for each two uniforms, to index images with; shape (N, 2)."""
+    _, channels, height, width = images.shape
+    device = images.device
+    room = torch.tensor([height - side, width - side], device=device)
+    first = (numbers * room).to(torch.int64)  # never the last place, unless there is but one
+    span = torch.arange(side, device=device)
+    rows, columns = (first[:, axis, None] + span for axis in (0, 1))
+    return (
+        torch.arange(channels, device=device)[None, :, None, None],
+        rows[:, None, :, None],
+        columns[:, None, None, :],
+    )
+
+
+def _index(rows: Tensor, windows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return rows[:, None, None, None], *windows
+
+
+def _stripes(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
+    """L-inf start: every column of every channel at plus or minus the radius."""
+    signs = _signs(draws.uniform("square/0/start", (clean.shape[1], 1, clean.shape[3])))
+    return (clean + budget.epsilon * signs).clamp(0, 1)
+
+
+def _linf_change(images: Tensor, which: Tensor, slots: Tensor, state: SquareState, side: int, numbers: Tensor) -> None:
+    """In `images[which]`, one square goes to plus or minus the radius in each channel."""
+    windows, epsilon = _windows(numbers[:, :2], side, images), state.budget.epsilon
+    signs = _signs(numbers[:, 3 : 3 + images.shape[1]])[:, :, None, None]
+    here, clean = _index(which, windows), state.examples.images[_index(slots, windows)]
+    images[here] = (images[here] + 2 * epsilon * signs).clamp(clean - epsilon, clean + epsilon).clamp(0, 1)
+
+
+def _bumps(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
+    """L2 start: a five by five grid of bumps, at full length together."""
+    _, channels, height, width = clean.shape
+    side = height // 5
+    change = torch.zeros_like(clean)
+    if not side:
+        return clean + budget.epsilon * draws.normal("square/0/start", clean.shape[1:])
+    border = (height - 5 * side) // 2
+    places = [(row, column) for row in range(height // side) for column in range(width // side)]
+    numbers = draws.uniform("square/0/start", (len(places), 1 + channels))
+    for tile, (row, column) in enumerate(places):
+        top, left = border + row * side, border + column * side
+        signs = _signs(numbers[:, tile, 1:])[:, :, None, None]
+        patch = _bump(side, numbers[:, tile, 0], clean.device) * signs
+        room = change[:, :, top : top + side, left : left + side]
+        room += patch[:, :, : room.shape[2], : room.shape[3]]
+    return clean + budget.epsilon * _unit(change)
+
+
+def _l2_change(images: Tensor, which: Tensor, slots: Tensor, state: SquareState, side: int, numbers: Tensor) -> None:
+    """In `images[which]`, one square takes a bump as long as it, another square and the spare radius together."""
+    clean, epsilon, everything = state.examples.images[slots], state.budget.epsilon, torch.arange(len(which))
+    change, channels = images[which] - clean, images.shape[1]
+    everything = everything.to(change.device)
+    here = _index(everything, _windows(numbers[:, :2], side, images))
+    there = _index(everything, _windows(numbers[:, 6:8], side, images))
+    both = torch.zeros_like(change)
+    both[here] = both[there] = 1
+    length = (change**2 * both).sum(dim=(2, 3), keepdim=True)
+    spare = (epsilon**2 - (change**2).sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0) / channels
+    old = change[here]
+    old = old / (1e-12 + (old**2).sum(dim=(2, 3), keepdim=True).sqrt())
+    new = old + _bump(side, numbers[:, 2], change.device) * _signs(numbers[:, 3 : 3 + channels])[:, :, None, None]
+    new = new / (1e-12 + (new**2).sum(dim=(2, 3), keepdim=True).sqrt()) * (spare + length).sqrt()
+    change[there] = 0
+    change[here] = new
+    images[which] = state.budget.project((clean + epsilon * _unit(change)).clamp(0, 1), clean)
+
+
+def _unit(change: Tensor) -> Tensor:
+    return change / ((change**2).sum(dim=(1, 2, 3), keepdim=True).sqrt() + 1e-12)
+
+
+def _bump(side: int, turn: Tensor, device: torch.device) -> Tensor:
+    """A positive and a negative half of length 1 together, upright or on its side, shape (N, 1, side, side)."""
+    upper, lower = _peak(side // 2, side), _peak(side - side // 2, side)
+    bump = torch.cat([upper, -lower]).to(device)
+    bump = bump / (bump**2).sum().sqrt()
+    return torch.where((turn > 0.5)[:, None, None, None], bump.T, bump)
+
+
+def _peak(height: int, width: int) -> Tensor:
+    """Nested rectangles around the middle, the inner ones higher, of length 1, shape (height, width)."""
+    peak = torch.zeros(height, width)
+    top, left = height // 2, width // 2
+    for ring in range(max(height // 2 + 1, width // 2 + 1)):
+        rows = slice(max(top, 0), min(top + 2 * ring + 1, height))
+        columns = slice(max(left, 0), min(left + 2 * ring + 1, width))
+        peak[rows, columns] += 1 / (ring + 1) ** 2
+        top, left = top - 1, left - 1
+    return peak / (peak**2).sum().sqrt() if height else peak
+
+
+_BEGIN: dict[type, Callable[[Tensor, Budget, RandomSource], Tensor]] = {LinfBall: _stripes, L2Ball: _bumps}
+_CHANGE: dict[type, Callable[[Tensor, Tensor, Tensor, SquareState, int, Tensor], None]] = {
+    LinfBall: _linf_change,
+    L2Ball: _l2_change,
+}
