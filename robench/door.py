@@ -11,15 +11,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.attacks import CATALOGUE
+from robench.attacks import CASCADES, CATALOGUE
 from robench.attacks.drive import Stage
+from robench.attacks.interface import Attack
 from robench.budgets import BUDGETS, Budget, LinfBall
 from robench.classifier import DOOR_ROWS, Classifier
 from robench.data import Source
 from robench.data.mini import pinned_images
 from robench.data.source import Unreadable, check_image
 from robench.errors import DataError, ProtocolError, complaint, did_you_mean
-from robench.protocol import FRACTION_FORM, Protocol, fraction
+from robench.protocol import FRACTION_FORM, Protocol, ScoreSpec, fraction
 from robench.result import ModelRecord
 from robench.zoo import Loaded
 
@@ -33,10 +34,11 @@ def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
     where, spec = f"{protocol.id}.toml", protocol.attack
     if spec is None or protocol.budget is None:
         return [], LinfBall(0.0)
-    if spec.kind not in CATALOGUE:
-        advice = did_you_mean(spec.kind, CATALOGUE)
+    known = CATALOGUE | CASCADES
+    if spec.kind not in known:
+        advice = did_you_mean(spec.kind, known)
         raise ProtocolError(complaint(where, "attack.kind", f"`{spec.kind}`", "the name of an attack", advice))
-    kind = CATALOGUE[spec.kind]
+    kind = known[spec.kind]
     fields = {field.name: field for field in dataclasses.fields(kind)}
     types = typing.get_type_hints(kind)
     settings = {}
@@ -51,15 +53,26 @@ def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
         attack = kind(**settings)
     except ProtocolError as error:
         raise ProtocolError(f"{where}: {error}") from error
-    if any(step > attack.steps for step in protocol.score.steps):
-        expected = f"at most {attack.steps}, the steps of the attack"
-        raise ProtocolError(complaint(where, "score.steps", protocol.score.steps[-1], expected))
+    attacks = attack.stages() if spec.kind in CASCADES else (attack,)
+    _check_score(where, protocol.score, attacks)
     read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
     if protocol.budget.norm not in BUDGETS:
         advice = did_you_mean(protocol.budget.norm, BUDGETS)
         raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", "a known norm", advice))
     budget = BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
-    return [Stage(attack, read_off)], budget
+    return [Stage(each, read_off) for each in attacks], budget
+
+
+def _check_score(where: str, score: ScoreSpec, attacks: Sequence[Attack]) -> None:
+    """Steps are read off one attack, stages are those of the cascade."""
+    if score.steps and (len(attacks) > 1 or not hasattr(attacks[0], "steps")):
+        raise ProtocolError(complaint(where, "score.steps", list(score.steps), "none with more than one attack"))
+    if score.steps and score.steps[-1] > attacks[0].steps:  # type: ignore[attr-defined]  # as was just seen
+        expected = f"at most {attacks[0].steps}, the steps of the attack"  # type: ignore[attr-defined]
+        raise ProtocolError(complaint(where, "score.steps", score.steps[-1], expected))
+    names = [attack.name for attack in attacks]
+    if score.stages is not None and list(score.stages) != names:
+        raise ProtocolError(complaint(where, "score.stages", list(score.stages), f"{names}, as they run"))
 
 
 def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any:

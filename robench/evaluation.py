@@ -198,9 +198,10 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
         classifier, loaded = _load(request)
         source = open_source(protocol.data.source, request.data, resize=protocol.data.resize, crop=protocol.data.crop)
         planned = _planned_data(protocol, source, request)
-        caveats, batch = look_at_model(classifier, source, gradients=bool(stages))
+        gradients = any(stage.attack.gradients for stage in stages)
+        caveats, batch = look_at_model(classifier, source, gradients=gradients)
         model = model_record(classifier, loaded, batch.shape[2:])
-        fast = quicken(classifier, batch, measures=_measures(options) if stages else ())
+        fast = quicken(classifier, batch, measures=_measures(options) if stages else (), gradients=gradients)
         plan = Plan(
             key=run_key(
                 protocol_digest=protocol.digest,
@@ -229,7 +230,7 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
                 options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
                 return read_result(folder)
             if run.plan.fast_path != fast.measures:
-                fast = quicken(classifier, batch, measures=run.plan.fast_path)
+                fast = quicken(classifier, batch, measures=run.plan.fast_path, gradients=gradients)
             run.record("fast path", {"measures": fast.measures, "notes": fast.notes})
             for note in fast.notes:
                 options.watcher.notice(note)

@@ -93,11 +93,15 @@ class ScoreSpec(_Table):
     """Whether any iterate up to a step counts, or the one at that step alone."""
     steps: tuple[Annotated[int, Field(ge=0)], ...] = Field(default=(), strict=False)
     """Steps at which robust accuracy is read off; the last one is the headline. None: at the end alone."""
+    stages: tuple[str, ...] | None = Field(default=None, strict=False)
+    """Names of a cascade's stages, in order; robust accuracy is stated after each, the last one is the headline."""
 
     @model_validator(mode="after")
     def _rising(self) -> "ScoreSpec":
         if list(self.steps) != sorted(set(self.steps)):
             raise ValueError("expected rising steps without repetition")
+        if self.stages is not None and (self.steps or not self.stages or len(set(self.stages)) < len(self.stages)):
+            raise ValueError("expected stages without repetition, and no steps beside them")
         return self
 
 
@@ -126,8 +130,8 @@ class Protocol(_Table):
             raise ValueError("expected `attack` and `budget` together, or neither")
         if self.score.scoring == "last iterate" and not self.score.steps:
             raise ValueError('expected `score.steps` with the scoring "last iterate"')
-        if self.attack is None and self.score.steps:
-            raise ValueError("expected no `score.steps` without an attack")
+        if self.attack is None and (self.score.steps or self.score.stages):
+            raise ValueError("expected no `score.steps` and no `score.stages` without an attack")
         return self
 
     @property

@@ -233,7 +233,11 @@ def score(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Metric, ...]
     for step in protocol.score.steps:
         survivors = sum(outcome.robust_at(step, protocol.score.scoring) for outcome in outcomes)
         metrics.append(Metric.of(f"robust@{step}", survivors, total))
-    if protocol.attack is not None and not protocol.score.steps:
+    stages = protocol.score.stages or ()
+    for number, stage in enumerate(stages, start=1):
+        survivors = sum(outcome.clean_correct and outcome.stage not in stages[:number] for outcome in outcomes)
+        metrics.append(Metric.of(f"robust@{stage}", survivors, total))
+    if protocol.attack is not None and not protocol.score.steps and not stages:
         metrics.append(Metric.of("robust", sum(holds(protocol, outcome) for outcome in outcomes), total))
     return tuple(metrics)
 

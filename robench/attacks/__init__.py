@@ -3,12 +3,16 @@
 from typing import Any
 
 from robench.attacks.apgd import APGD
+from robench.attacks.autoattack import AutoAttack
 from robench.attacks.fab import FAB
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
 
 CATALOGUE: dict[str, type[Any]] = {"apgd": APGD, "fab": FAB, "pgd": PGD, "square": Square}
 """Attack class by `kind` in a protocol; its fields are the protocol's keys."""
+
+CASCADES: dict[str, type[Any]] = {"autoattack": AutoAttack}
+"""The same for lists of attacks: their `stages()` run one after the other."""
 
 REVISION = 1
 """Rises when a change of the attacks' code changes an answer; part of every run's key."""

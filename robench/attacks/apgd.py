@@ -82,6 +82,8 @@ class APGD:
     rho: float = 0.75
     """Share of a window in which the loss must rise."""
 
+    gradients = True
+
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ProtocolError(complaint("APGD", "steps", self.steps, "at least 1"))

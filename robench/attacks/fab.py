@@ -64,6 +64,7 @@ class FAB:
     """Share of the way back to keep after a success outside the radius."""
 
     name = "fab-t"
+    gradients = True
 
     def __post_init__(self) -> None:
         for key in ("steps", "targets"):

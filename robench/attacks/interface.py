@@ -92,6 +92,11 @@ class Attack(Protocol):
         """Key of the attack's random streams and name of its stage in outcomes."""
         ...
 
+    @property
+    def gradients(self) -> bool:
+        """Whether it ever asks for a gradient; else any callable can be attacked."""
+        ...
+
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> Any:
         """State of fresh slots that hold these examples."""
         ...

@@ -48,6 +48,7 @@ class PGD:
     """Chance that an example starts at random; else it starts at its clean image."""
 
     name = "pgd"
+    gradients = True
 
     def __post_init__(self) -> None:
         if not self.step_size > 0:

@@ -65,6 +65,7 @@ class Square:
     """Share of the area of the first squares; AutoAttack's 0.8."""
 
     name = "square"
+    gradients = False
 
     def __post_init__(self) -> None:
         if self.queries < 1:
