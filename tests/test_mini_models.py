@@ -25,12 +25,7 @@ def test_weights_come_from_the_recipe_with_their_log(name: str) -> None:
     assert bundled_weights(name).stat().st_size <= 1_000_000
 
 
-FALLS_SHORT = pytest.mark.xfail(reason="73.6 % clean, see docs/decisions/0002", strict=True)
-
-
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=FALLS_SHORT) if name == "mini-deit-adv" else name for name in MODELS]
-)
+@pytest.mark.parametrize("name", MODELS)
 def test_clean_accuracy_lies_where_the_suite_was_tuned_to(name: str, tmp_path: Path) -> None:
     text = (files("robench_benchmarks") / "mini-pgd-linf.toml").read_text()
     protocol = tmp_path / "clean.toml"
