@@ -78,6 +78,7 @@ def evaluate(
     weights: Annotated[Path | None, typer.Option(help="A safetensors file for a named model.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    save_adversarial: Annotated[Path | None, typer.Option(help="Folder for the images that fooled, as .npy.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Evaluate a model under one or more protocols; the same call again resumes or reuses the run."""
@@ -85,7 +86,7 @@ def evaluate(
     from robench.evaluation import evaluate as run
 
     with _shown() as screen:
-        options = Options(name=name, weights=weights, fresh=fresh, watcher=screen)
+        options = Options(name=name, weights=weights, fresh=fresh, watcher=screen, save_adversarial=save_adversarial)
         results = run(
             model,
             protocols if len(protocols) > 1 else protocols[0],
@@ -103,13 +104,16 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
+    save_adversarial: Annotated[
+        Path | None, typer.Option(help="Where the adversarial images lie now; default where they were kept.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Finish an interrupted run."""
     from robench.evaluation import resume as run
 
     with _shown() as screen:
-        result = run(run_dir, device=device, batch_size=batch_size, watcher=screen)
+        result = run(run_dir, device=device, batch_size=batch_size, watcher=screen, save_adversarial=save_adversarial)
     _report([result], json)
 
 
