@@ -30,6 +30,7 @@ from robench.protocol import Protocol
 from robench.registry import Registered, resolve
 from robench.result import ModelRecord, Result, read_result
 from robench.runs import Plan, PlannedData, Run, run_key
+from robench.showcase import Showcase
 from robench.zoo import Loaded
 from robench.zoo import resolve as resolve_model
 
@@ -53,6 +54,7 @@ class Options:
       watcher: is told of progress.
       save_adversarial: folder for the confirmed adversarial images, one `.npy` for each fooled example
         (`robench.adversarial`); several protocols get a sub-folder each.
+      showcase: is filled with a few examples to look at.
     """
 
     name: str | None = None
@@ -61,6 +63,7 @@ class Options:
     shard_size: int = SHARD_SIZE
     watcher: Watcher = dataclasses.field(default_factory=Silent)
     save_adversarial: str | Path | None = None
+    showcase: Showcase | None = None
 
 
 @overload
@@ -248,12 +251,15 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
                 result = read_result(folder)
                 if adversarial is not None:
                     adversarial.check(result.read_outcomes())
-                return result
-            slots = request.batch_size or (CPU_SLOTS if classifier.device.type == "cpu" else GPU_SLOTS)
-            work = Execution(run, protocol, classifier, source, slots, options.watcher)
-            work.attack(stages, budget, adversarial=adversarial)
-            result = run.merge(environment())
-    options.watcher.end(result)
+            else:
+                slots = request.batch_size or (CPU_SLOTS if classifier.device.type == "cpu" else GPU_SLOTS)
+                work = Execution(run, protocol, classifier, source, slots, options.watcher)
+                work.attack(stages, budget, adversarial=adversarial)
+                result = run.merge(environment())
+                options.watcher.end(result)
+        if options.showcase is not None:
+            options.watcher.notice("Attacking a few examples again, to show them.")
+            options.showcase.fill(result.read_outcomes(), protocol, classifier, source, stages, budget)
     return result
 
 

@@ -31,9 +31,12 @@ FLOORS = {
     "data": 2,
     "zoo": 2,
     "adversarial": 3,
+    "curves": 3,
     "door": 3,
     "evaluation": 3,
     "execution": 3,
+    "showcase": 3,
+    "figures": 4,
     "training": 4,
     "cli": 5,
     "__main__": 5,
@@ -41,7 +44,7 @@ FLOORS = {
 RECORDS = {"errors", "protocol", "outcome", "runs", "result", "comparison", "registry", "progress"}
 COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "attacks", "data", "zoo"}
 BOTH_WINGS = {"errors", "environment"}
-KNOWS_BOTH = {"adversarial", "door", "evaluation", "execution", "cli", "__main__"}
+KNOWS_BOTH = {"adversarial", "curves", "figures", "showcase", "door", "evaluation", "execution", "cli", "__main__"}
 RECIPE_WORDS = {"fraction", "FRACTION_FORM"}
 """What `training` may take from `protocol`: how a recipe writes its numbers."""
 RECORDS_LIBRARIES = {"pydantic", "pydantic_core"}
