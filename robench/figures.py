@@ -236,15 +236,19 @@ def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
             markersize=4,
             label=_plain(text),
         )
+        if curve:
+            ticks = sorted({0, *protocol.score.steps})
+            axes.set_xticks(ticks, [str(step) for step in ticks])
+            _thin_out(axes, ticks)
         if curve and len(runs) == 1:
             axes.axhline(100 * result.clean.value, color="0.4", linestyle=":", linewidth=1, label="clean")
-            axes.set_xticks([0, *protocol.score.steps])
-            _thin_out(axes, [0, *protocol.score.steps])
     if curve:
         axes.set_xlabel("steps of the attack (markers: the steps that are scored; band: 95 % interval)")
     _accuracy_axis(axes)
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(handles, labels, loc="outside lower left", frameon=False, ncols=2 if len(runs) == 1 else 1)
+    axes.figure.legend(
+        handles, labels, loc="outside lower left", frameon=False, handlelength=3, ncols=2 if len(runs) == 1 else 1
+    )
 
 
 def _thin_out(axes: Axes, places: Sequence[float]) -> None:
@@ -261,6 +265,7 @@ def _thin_out(axes: Axes, places: Sequence[float]) -> None:
 
 def _accuracy_axis(axes: Axes) -> None:
     axes.set_ylim(-2, 102)
+    axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("robust accuracy, %")
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
@@ -309,8 +314,10 @@ def _draw_exhibit(cells: Sequence[Axes], exhibit: Exhibit, factor: int) -> None:
             spine.set_color(COLOURS[1] if exhibit.broken else COLOURS[0])
             spine.set_linewidth(1.2)
     verdict = "broken" if exhibit.broken else "survives"
-    cells[0].set_title(_plain(f"{verdict}\ntrue {_short(exhibit.truth, 10)}\nsaid {_short(exhibit.clean, 10)}"))
-    cells[1].set_title(_plain(f"said {_short(exhibit.attacked, 10)}"))
+    cells[0].set_title(
+        _plain(f"{verdict}\ntrue {_short(exhibit.truth, 10)}\nsaid {_short(exhibit.clean, 10)}"), fontsize=7
+    )
+    cells[1].set_title(_plain(f"said {_short(exhibit.attacked, 10)}"), fontsize=7)
 
 
 def _count(result: Result) -> str:
