@@ -7,7 +7,8 @@ RobenchError
 ├── BudgetError      an attacked image lies outside its budget, or a budget is malformed
 ├── RunError         a run folder cannot be used: foreign, edited, unwritable
 ├── SubmissionError  a submission cannot be accepted
-└── RecipeError      a training recipe is malformed or cannot be followed
+├── RecipeError      a training recipe is malformed or cannot be followed
+└── FigureError      a picture cannot be drawn or written
 
 Every message has one form, which `complaint` builds:
 
@@ -48,6 +49,10 @@ class SubmissionError(RobenchError):
 
 class RecipeError(RobenchError):
     """A training recipe is malformed or cannot be followed."""
+
+
+class FigureError(RobenchError):
+    """A picture cannot be drawn or written."""
 
 
 def complaint(where: str, argument: str, value: object, expected: str, advice: str = "") -> str:

@@ -17,6 +17,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from robench.adversarial import AdversarialImages
 from robench.attacks import REVISION
 from robench.classifier import Classifier
 from robench.data import Source, check_bundled, open_source
@@ -31,6 +32,7 @@ from robench.protocol import Protocol
 from robench.registry import Registered, resolve
 from robench.result import ModelRecord, Result, read_result
 from robench.runs import Plan, PlannedData, Run, run_key
+from robench.showcase import Showcase
 from robench.zoo import Loaded
 from robench.zoo import resolve as resolve_model
 
@@ -52,6 +54,9 @@ class Options:
       fast_path: let attacks look at a faster copy of a module, once it is seen to give the same answers.
       compile: compile that copy, too: minutes that pay on a GPU in long runs.
       watcher: is told of progress.
+      save_adversarial: folder for the confirmed adversarial images, one `.npy` for each fooled example
+        (`robench.adversarial`); several protocols get a sub-folder each.
+      showcase: is filled with a few examples to look at.
     """
 
     name: str | None = None
@@ -61,12 +66,14 @@ class Options:
     fast_path: bool = True
     compile: bool = False
     watcher: Watcher = dataclasses.field(default_factory=Silent)
+    save_adversarial: str | Path | None = None
+    showcase: Showcase | None = None
 
 
 @overload
 def evaluate(
     model: Any,
-    protocol: str | Path,
+    protocol: str | Path | Protocol,
     *,
     data: Any = None,
     limit: int | None = None,
@@ -80,7 +87,7 @@ def evaluate(
 @overload
 def evaluate(
     model: Any,
-    protocol: Sequence[str | Path],
+    protocol: Sequence[str | Path | Protocol],
     *,
     data: Any = None,
     limit: int | None = None,
@@ -93,7 +100,7 @@ def evaluate(
 
 def evaluate(
     model: Any,
-    protocol: str | Path | Sequence[str | Path],
+    protocol: str | Path | Protocol | Sequence[str | Path | Protocol],
     *,
     data: Any = None,
     limit: int | None = None,
@@ -110,7 +117,8 @@ def evaluate(
     Args:
       model: a name (`mini-resnet`, `module.path:function`), an `nn.Module` in eval mode, or any callable
         on float32 RGB images in [0, 1], shape (N, 3, H, W), that returns logits, shape (N, K).
-      protocol: id (`mini-pgd-linf`), exact name (`mini-pgd-linf@1`), path of a TOML file, or a list.
+      protocol: id (`mini-pgd-linf`), exact name (`mini-pgd-linf@1`), path of a TOML file, a
+        `robench.protocol.Protocol`, or a list.
       data: None for the protocol's own data; a folder with one sub-folder per class; a pair (images,
         labels); or a `robench.data.Source`. Other data than the protocol's makes the result unofficial.
       limit: only the first so many examples, a random sample; makes the result partial.
@@ -129,8 +137,8 @@ def evaluate(
       >>> result.data.count, result.status
       (8, 'partial')
     """
-    several = not isinstance(protocol, str | Path)
-    names = [protocol] if isinstance(protocol, str | Path) else list(protocol)
+    several = not isinstance(protocol, str | Path | Protocol)
+    names = [protocol] if isinstance(protocol, str | Path | Protocol) else list(protocol)
     registered = [resolve(name) for name in names]
     for entry in registered:  # a mistake in the last protocol must not cost the runs before it
         build_attack(entry.protocol)
@@ -139,15 +147,21 @@ def evaluate(
     chosen = options or Options()
     request = _Request(model, data, limit, device, batch_size, chosen)
     _check_numbers(request)
-    folders = [
-        Path(run_dir) / entry.protocol.exact_name if several and run_dir is not None else run_dir
-        for entry in registered
-    ]
+    if isinstance(model, str):
+        with _same_random_state(device):
+            request = dataclasses.replace(request, model=resolve_model(model, weights=chosen.weights))
     for name, entry in zip(names, registered, strict=True):
         if str(name) == entry.protocol.id:
             chosen.watcher.notice(f"{name} is {entry.protocol.exact_name} ({entry.protocol.status}).")
-    results = [_evaluate(request, entry, folder) for entry, folder in zip(registered, folders, strict=True)]
-    return results if several else results[0]
+    if not several:
+        return _evaluate(request, registered[0], run_dir)
+    results = []
+    for entry in registered:
+        saved, own = chosen.save_adversarial, entry.protocol.exact_name
+        options = dataclasses.replace(chosen, save_adversarial=Path(saved) / own if saved is not None else None)
+        folder = Path(run_dir) / own if run_dir is not None else None
+        results.append(_evaluate(dataclasses.replace(request, options=options), entry, folder))
+    return results
 
 
 def resume(
@@ -156,6 +170,7 @@ def resume(
     device: str | None = None,
     batch_size: int | None = None,
     watcher: Watcher | None = None,
+    save_adversarial: str | Path | None = None,
 ) -> Result:
     """Finish a run of a named model, on this machine or another.
 
@@ -163,17 +178,23 @@ def resume(
       run_dir: folder of the run.
       device, batch_size: as in `evaluate`.
       watcher: is told of progress.
+      save_adversarial: where the adversarial images lie now; by default where the run last kept them, if it did.
     Raises:
       RunError: the folder is no run, or its model or data were handed in from Python.
     """
     folder = Path(run_dir)
-    plan = Run.open(folder).plan
+    run = Run.open(folder)
+    plan = run.plan
     if plan.model.reference is None or plan.data.source not in ("folder", plan.protocol["data"]["source"]):
         what = "a model" if plan.model.reference is None else "data"
         advice = f'Call `robench.evaluate` again with the same arguments and `run_dir="{folder}"`.'
         raise RunError(complaint(str(folder), "plan.json", f"of {what} handed in from Python", "names to load", advice))
     options = Options(
-        name=plan.model.name, weights=plan.weights, shard_size=plan.shard_size, watcher=watcher or Silent()
+        name=plan.model.name,
+        weights=plan.weights,
+        shard_size=plan.shard_size,
+        watcher=watcher or Silent(),
+        save_adversarial=save_adversarial or _kept_in(run),
     )
     request = _Request(plan.model.reference, plan.data.path, plan.data.limit, device, batch_size, options)
     return _evaluate(request, Registered(plan.parsed_protocol(), plan.official), folder)
@@ -221,30 +242,42 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
             caveats=tuple(caveats),
         )
         folder = Path(run_dir) if run_dir is not None else default_folder(plan, protocol)
+        adversarial = None
+        if options.save_adversarial is not None:
+            adversarial = AdversarialImages(Path(options.save_adversarial), folder, plan.key)
+            adversarial.claim()
         if options.fresh and folder.exists():
             _clear(folder)
         run = Run.create(folder, plan)
         _check_same_function(run, model)
         with run.locked():
+            if adversarial is not None and options.fresh:
+                adversarial.clear()
             if run.finished:
                 options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
-                return read_result(folder)
-            if run.plan.fast_path != fast.measures:
-                fast = quicken(classifier, batch, measures=run.plan.fast_path, gradients=gradients)
-            run.record("fast path", {"measures": fast.measures, "notes": fast.notes})
-            for note in fast.notes:
-                options.watcher.notice(note)
-            work = Execution(
-                run,
-                classifier=classifier,
-                faster=fast.classifier,
-                source=source,
-                slots=request.batch_size or _slots(fast.classifier, batch),
-                watcher=options.watcher,
-            )
-            work.attack(stages, budget)
-            result = run.merge(environment())
-    options.watcher.end(result)
+                result = read_result(folder)
+                if adversarial is not None:
+                    adversarial.check(result.read_outcomes())
+            else:
+                if run.plan.fast_path != fast.measures:
+                    fast = quicken(classifier, batch, measures=run.plan.fast_path, gradients=gradients)
+                run.record("fast path", {"measures": fast.measures, "notes": fast.notes})
+                for note in fast.notes:
+                    options.watcher.notice(note)
+                work = Execution(
+                    run,
+                    classifier=classifier,
+                    faster=fast.classifier,
+                    source=source,
+                    slots=request.batch_size or _slots(fast.classifier, batch),
+                    watcher=options.watcher,
+                )
+                work.attack(stages, budget, adversarial=adversarial)
+                result = run.merge(environment())
+                options.watcher.end(result)
+        if options.showcase is not None:
+            options.watcher.notice("Attacking a few examples again, to show them.")
+            options.showcase.fill(result.read_outcomes(), protocol, classifier, source, stages, budget)
     return result
 
 
@@ -304,9 +337,9 @@ def _exact_arithmetic() -> Iterator[None]:
 
 def _load(request: _Request) -> tuple[Classifier, Loaded | None]:
     options = request.options
-    if not isinstance(request.model, str):
-        return Classifier(request.model, name=options.name, device=request.device), None
-    loaded = resolve_model(request.model, weights=options.weights)
+    loaded = resolve_model(request.model, weights=options.weights) if isinstance(request.model, str) else request.model
+    if not isinstance(loaded, Loaded):
+        return Classifier(loaded, name=options.name, device=request.device), None
     model = loaded.model
     if isinstance(model, torch.nn.Module) and request.device is not None:
         model = model.to(request.device)
@@ -341,6 +374,13 @@ def _check_same_function(run: Run, model: ModelRecord) -> None:
         found = f"different on {differing} of {len(planned)} pinned images"
         advice = "Its code changed since the run began: use `--fresh` to start over."
         raise RunError(complaint(str(run.folder), "model", found, "the same answers as when the run began", advice))
+
+
+def _kept_in(run: Run) -> str | None:
+    """Where the run kept its adversarial images when it was last started."""
+    starts = [event for event in run.events() if event["event"] == "start"]
+    kept: str | None = starts[-1].get("save_adversarial") if starts else None
+    return kept
 
 
 def _clear(folder: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from robench.adversarial import AdversarialImages
 from robench.attacks.drive import Example, Finished, Stage, drive
 from robench.budgets import Budget
 from robench.classifier import Classifier
@@ -54,17 +55,26 @@ class Execution:
         self.prefix = self.clean = self.robust = 0
         self.began = time.monotonic()
         self.segment = f"{time.time_ns():x}"
+        self.adversarial: AdversarialImages | None = None
 
-    def attack(self, stages: Sequence[Stage], budget: Budget) -> None:
-        """Attack what is missing."""
+    def attack(self, stages: Sequence[Stage], budget: Budget, *, adversarial: AdversarialImages | None = None) -> None:
+        """Attack what is missing; keep the adversarial images, if told where.
+
+        Raises:
+          RunError: a shard is damaged, images of finished shards are missing, or a folder cannot be written.
+        """
+        self.adversarial = adversarial
         run, missing = self.run, self.run.missing_shards()
         for index in sorted(set(range(run.plan.shards)) - set(missing)):
             shard = run.read_shard(index)  # a foreign or edited shard is found now, not after the work
             self.outcomes.update(zip(run.plan.examples_of(index), shard.outcomes, strict=True))
+        if adversarial is not None:
+            adversarial.check(self.outcomes.values())
         self.watcher.begin(run.folder, self._progress())
         if self.outcomes:
             self.watcher.notice(f"Resuming {run.folder}: {len(self.outcomes)} of {run.plan.data.count} are done.")
         details = {"segment": self.segment, "slots": self.slots, "missing_shards": len(missing)}
+        details["save_adversarial"] = str(adversarial.folder.resolve()) if adversarial is not None else None
         run.record("start", {**details, "environment": environment()})
         stream = drive(
             stages,
@@ -106,6 +116,8 @@ class Execution:
             yield Example(position, example, self.source.labels[position], image)
 
     def _finish(self, finished: Finished) -> None:
+        if self.adversarial is not None:
+            self.adversarial.keep(finished)  # before the shard: what is finished has its image
         self.outcomes[finished.index] = _outcome(finished)
         shard = finished.index // self.run.plan.shard_size
         positions = self.run.plan.examples_of(shard)

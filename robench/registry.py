@@ -92,8 +92,8 @@ def list_protocols() -> list[Protocol]:
     return sorted(newest, key=lambda protocol: (protocol.status != "active", protocol.id))
 
 
-def load_protocol(name: str | Path) -> Protocol:
-    """A protocol by id (`pgd-linf`: the newest), exact name (`pgd-linf@1`), or path of a TOML file.
+def load_protocol(name: str | Path | Protocol) -> Protocol:
+    """A protocol by id (`pgd-linf`: the newest), exact name (`pgd-linf@1`), path of a TOML file, or as it is.
 
     Raises:
       ProtocolError: there is no such protocol or version, or the file is malformed.
@@ -101,8 +101,10 @@ def load_protocol(name: str | Path) -> Protocol:
     return resolve(name).protocol
 
 
-def resolve(name: str | Path) -> Registered:
-    """The same as `load_protocol`, with its standing. A user's own file is never official."""
+def resolve(name: str | Path | Protocol) -> Registered:
+    """The same as `load_protocol`, with its standing. A user's own file or object is never official."""
+    if isinstance(name, Protocol):
+        return Registered(name, official=False)
     text = str(name)
     if isinstance(name, Path) or text.endswith(".toml") or "/" in text:
         return Registered(read_protocol(Path(name)), official=False)

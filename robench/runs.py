@@ -149,9 +149,9 @@ class Run:
                 raise RunError(complaint(str(folder), "run key", run.plan.key, f"{plan.key} for this call", advice))
             return run
         content = plan.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
-        with _writing(folder):
+        with writing(folder):
             (folder / "shards").mkdir(parents=True, exist_ok=True)
-            _write_whole(folder / "plan.json", content)
+            write_whole(folder / "plan.json", content)
         return cls(folder, plan)
 
     @classmethod
@@ -180,7 +180,7 @@ class Run:
         Raises:
           RunError: another process is working on this run.
         """
-        with _writing(self.folder):
+        with writing(self.folder):
             file = (self.folder / "lock").open("w")
         with file:
             if fcntl is not None:
@@ -199,7 +199,7 @@ class Run:
         Raises:
           RunError: another process is working on the run, or the folder cannot be written.
         """
-        with self.locked(), _writing(self.folder):
+        with self.locked(), writing(self.folder):
             for path in (self.folder / "shards").glob("*.csv"):
                 path.unlink()
             for name in ("result.json", "cost.json", "outcomes.csv.gz", "events.jsonl", "plan.json"):
@@ -233,8 +233,8 @@ class Run:
             "pixels": f"{shard.pixels:064x}",
         }
         header["sha256"] = _shard_digest(header, body)
-        with _writing(self.folder):
-            _write_whole(
+        with writing(self.folder):
+            write_whole(
                 self.shard_path(shard.index), b"# " + json.dumps(header, sort_keys=True).encode() + b"\n" + body
             )
 
@@ -280,7 +280,7 @@ class Run:
           RunError: the disk is full or the folder cannot be written.
         """
         path = self.folder / "events.jsonl"
-        with _writing(self.folder), path.open("ab+") as file:
+        with writing(self.folder), path.open("ab+") as file:
             # A line that was cut by a kill must not swallow this one.
             torn = file.tell() > 0 and not _ends_line(path)
             file.write((b"\n" if torn else b"") + json.dumps({"event": event, **details}).encode() + b"\n")
@@ -314,10 +314,10 @@ class Run:
         table = to_csv(outcomes)
         result = self._result(outcomes, table, sum(shard.pixels for shard in shards), environment)
         cost = self._cost()
-        with _writing(self.folder):
-            _write_whole(self.folder / "outcomes.csv.gz", compress(table))
-            _write_whole(self.folder / "cost.json", (json.dumps(cost, sort_keys=True, indent=2) + "\n").encode())
-            _write_whole(self.folder / "result.json", result.to_bytes())
+        with writing(self.folder):
+            write_whole(self.folder / "outcomes.csv.gz", compress(table))
+            write_whole(self.folder / "cost.json", (json.dumps(cost, sort_keys=True, indent=2) + "\n").encode())
+            write_whole(self.folder / "result.json", result.to_bytes())
         return read_result(self.folder)
 
     def _result(self, outcomes: Sequence[Outcome], table: bytes, pixels: int, environment: dict[str, str]) -> Result:
@@ -381,9 +381,9 @@ def _ends_line(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def _write_whole(path: Path, content: bytes) -> None:
+def write_whole(path: Path, content: bytes) -> None:
     """Write next to `path`, flush to the disk, and rename: the file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")  # a file name has at most 255 bytes
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -414,8 +414,14 @@ def _whole_write() -> Iterator[None]:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
-    """Finish a write before Ctrl-C is heard, and turn a failed one into an error that says how to go on."""
+def writing(folder: Path, *, where: Path | None = None, argument: str = "run_dir") -> Iterator[None]:
+    """Finish a write before Ctrl-C is heard, and turn a failed one into an error that says how to go on.
+
+    Args:
+      folder: of the run.
+      where: what is written to, if not the run's own folder.
+      argument: what the caller names it by.
+    """
     try:
         with _whole_write():
             yield
@@ -423,8 +429,8 @@ def _writing(folder: Path) -> Iterator[None]:
         if (folder / "plan.json").exists():
             advice = f"What is finished is kept: make room, then `robench resume {folder}`."
         else:
-            advice = "Nothing was computed yet: make room, or choose another `run_dir`."
+            advice = f"Nothing was computed yet: make room, or choose another `{argument}`."
         reason = error.strerror or type(error).__name__
         raise RunError(
-            complaint(str(folder), "run_dir", f"not writable ({reason})", "room to write", advice)
+            complaint(str(where or folder), argument, f"not writable ({reason})", "room to write", advice)
         ) from error

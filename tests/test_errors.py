@@ -3,7 +3,16 @@ import pytest
 from robench import errors
 from robench.errors import RobenchError, complaint, did_you_mean
 
-KINDS = {"ProtocolError", "ModelError", "DataError", "BudgetError", "RunError", "SubmissionError", "RecipeError"}
+KINDS = {
+    "ProtocolError",
+    "ModelError",
+    "DataError",
+    "BudgetError",
+    "RunError",
+    "SubmissionError",
+    "RecipeError",
+    "FigureError",
+}
 
 
 def test_the_tree_is_one_root_and_its_children() -> None:

@@ -31,9 +31,13 @@ FLOORS = {
     "fastpath": 2,
     "data": 2,
     "zoo": 2,
+    "adversarial": 3,
+    "curves": 3,
     "door": 3,
     "evaluation": 3,
     "execution": 3,
+    "showcase": 3,
+    "figures": 4,
     "training": 4,
     "bench": 4,
     "cli": 5,
@@ -42,7 +46,7 @@ FLOORS = {
 RECORDS = {"errors", "protocol", "outcome", "runs", "result", "comparison", "registry", "progress"}
 COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "fastpath", "attacks", "data", "zoo"}
 BOTH_WINGS = {"errors", "environment"}
-KNOWS_BOTH = {"door", "evaluation", "execution", "cli", "__main__"}
+KNOWS_BOTH = {"adversarial", "curves", "figures", "showcase", "door", "evaluation", "execution", "cli", "__main__"}
 RECIPE_WORDS = {"fraction", "FRACTION_FORM"}
 """What `training` and `bench` may take from `protocol`: how numbers are written."""
 RECORDS_LIBRARIES = {"pydantic", "pydantic_core"}

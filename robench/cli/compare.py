@@ -1,62 +1,83 @@
-"""`robench compare`: two runs on the same examples, and a gate for continuous integration."""
+"""`robench compare`: runs on the same examples, and a gate for continuous integration."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from robench.cli.screen import out, print_json
+from robench.comparison import Comparison
 from robench.comparison import compare as compare_runs
+from robench.figures import check_figure, draw_comparison, letter
 from robench.result import percent, wilson
 
 
 def compare(
-    run_a: Annotated[Path, typer.Argument(help="Folder of the reference run.")],
-    run_b: Annotated[Path, typer.Argument(help="Folder of the run that is compared with it.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Folders of runs; each is compared with the first.")
+    ],
     margin: Annotated[
         float | None,
-        typer.Option(min=0, help="Points B may lose; exit code 1 unless it is shown to lose less."),
+        typer.Option(min=0, help="Points a run may lose; exit code 1 unless each is shown to lose less."),
+    ] = None,
+    figure: Annotated[
+        Path | None, typer.Option(help="Draw accuracy over steps of all runs: a .png, .svg or .pdf file.")
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Compare two runs example by example: paired McNemar test, and non-inferiority within a margin."""
+    """Compare runs example by example with the first: paired McNemar test, and non-inferiority within a margin."""
+    if len(runs) < 2:
+        raise typer.BadParameter("Two or more runs are needed.", param_hint="RUN_A RUN_B...")
     if margin is not None and not math.isfinite(margin):
         raise typer.BadParameter(f"{margin} is no number of points.", param_hint="--margin")
-    found = compare_runs(run_a, run_b)
-    low, high = found.interval
-    passed = found.non_inferior(margin) if margin is not None else None
+    if figure is not None:
+        check_figure(figure)
+    found = [compare_runs(runs[0], run) for run in runs[1:]]
+    if figure is not None:
+        draw_comparison(figure, [found[0].a, *(pair.b for pair in found)])
     if json:
-        content = {
-            "a": str(run_a),
-            "b": str(run_b),
-            "metric": found.a.headline.name,
-            "both": found.both,
-            "only_a": found.only_a,
-            "only_b": found.only_b,
-            "neither": found.neither,
-            "p_value": found.p_value,
-            "difference": found.difference,
-            "interval": [low, high],
-            "margin_points": margin,
-            "non_inferior": passed,
-        }
-        print_json(content)
+        content = [_content(runs[0], run, pair, margin) for run, pair in zip(runs[1:], found, strict=True)]
+        print_json(content if len(content) > 1 else content[0])
     else:
-        table = Table("", "model", found.a.headline.name, "95 % interval")
-        for letter, result in (("A", found.a), ("B", found.b)):
-            metric = result.headline
-            bounds = wilson(metric.numerator, metric.denominator)
-            interval = f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
-            table.add_row(letter, Text(result.model.name), percent(metric), Text(interval))
-        out.print(table)
-        out.print(f"only A robust: {found.only_a}, only B robust: {found.only_b}, of {found.total}")
-        points = f"{100 * found.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-        out.print(f"B minus A: {points}, McNemar p = {found.p_value:.2g}", markup=False)
-        if passed is not None:
-            verdict = "is not" if not passed else "is"
-            out.print(f"B {verdict} shown to be at most {margin:g} points worse than A (2.5 % level).")
-    if passed is False:
+        _report(found, margin)
+    if margin is not None and not all(pair.non_inferior(margin) for pair in found):
         raise typer.Exit(1)
+
+
+def _content(run_a: Path, run_b: Path, found: Comparison, margin: float | None) -> dict[str, Any]:
+    return {
+        "a": str(run_a),
+        "b": str(run_b),
+        "metric": found.a.headline.name,
+        "both": found.both,
+        "only_a": found.only_a,
+        "only_b": found.only_b,
+        "neither": found.neither,
+        "p_value": found.p_value,
+        "difference": found.difference,
+        "interval": list(found.interval),
+        "margin_points": margin,
+        "non_inferior": found.non_inferior(margin) if margin is not None else None,
+    }
+
+
+def _report(found: Sequence[Comparison], margin: float | None) -> None:
+    table = Table("", "model", found[0].a.headline.name, "95 % interval")
+    for index, result in enumerate([found[0].a, *(pair.b for pair in found)]):
+        metric = result.headline
+        bounds = wilson(metric.numerator, metric.denominator)
+        interval = f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+        table.add_row(letter(index), Text(result.model.name), percent(metric), Text(interval))
+    out.print(table)
+    for index, pair in enumerate(found, start=1):
+        other, (low, high) = letter(index), pair.interval
+        out.print(f"only A robust: {pair.only_a}, only {other} robust: {pair.only_b}, of {pair.total}")
+        points = f"{100 * pair.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
+        out.print(f"{other} minus A: {points}, McNemar p = {pair.p_value:.2g}", markup=False)
+        if margin is not None:
+            verdict = "is" if pair.non_inferior(margin) else "is not"
+            out.print(f"{other} {verdict} shown to be at most {margin:g} points worse than A (2.5 % level).")

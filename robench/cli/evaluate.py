@@ -2,18 +2,23 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
 from robench.cli.screen import bar, err, out, print_json
+from robench.figures import check_figure, draw_radii, draw_result
 from robench.progress import Progress
-from robench.result import Result, percent, wilson
+from robench.registry import load_protocol
+from robench.result import Metric, Result, percent, wilson
+
+if TYPE_CHECKING:
+    from robench.curves import RadiusCurve
 
 LINE_SECONDS = 10.0
 """Seconds between progress lines when stderr is not a terminal."""
@@ -80,26 +85,46 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     fast_path: Annotated[bool, typer.Option("--fast-path/--no-fast-path", help="Attack a faster copy.")] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile that copy: for long runs on a GPU.")] = False,
+    save_adversarial: Annotated[Path | None, typer.Option(help="Folder for the images that fooled, as .npy.")] = None,
+    radii: Annotated[
+        str | None, typer.Option(help="Robust accuracy at these radii, such as `0,1/255,4/255`; never ranked.")
+    ] = None,
+    figure: Annotated[Path | None, typer.Option(help="Draw the result: a .png, .svg or .pdf file.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Evaluate a model under one or more protocols; the same call again resumes or reuses the run."""
+    from robench.curves import radius_curve
     from robench.evaluation import Options
     from robench.evaluation import evaluate as run
+    from robench.showcase import Showcase
 
+    if figure is not None:
+        check_figure(figure, protocols=[load_protocol(each) for each in protocols] if radii is None else ())
+    showcase = Showcase() if figure is not None and radii is None else None
+    chosen: Any = protocols if len(protocols) > 1 else protocols[0]
+    arguments: Any = {"data": data, "limit": limit, "run_dir": run_dir, "device": device, "batch_size": batch_size}
     with _shown() as screen:
-        options = Options(
-            name=name, weights=weights, fresh=fresh, fast_path=fast_path, compile=compiled, watcher=screen
+        arguments["options"] = Options(
+            name=name,
+            weights=weights,
+            fresh=fresh,
+            fast_path=fast_path,
+            compile=compiled,
+            watcher=screen,
+            save_adversarial=save_adversarial,
+            showcase=showcase,
         )
-        results = run(
-            model,
-            protocols if len(protocols) > 1 else protocols[0],
-            data=data,
-            limit=limit,
-            run_dir=run_dir,
-            device=device,
-            batch_size=batch_size,
-            options=options,
-        )
+        if radii is not None:
+            curve = radius_curve(model, chosen, radii.split(","), **arguments)
+        else:
+            results = run(model, chosen, **arguments)
+    if radii is not None:
+        if figure is not None:
+            draw_radii(figure, curve)
+        _report_curve(curve, json)
+        return
+    if showcase is not None and figure is not None:
+        draw_result(figure, results, showcase.exhibits)
     _report(results if isinstance(results, list) else [results], json)
 
 
@@ -107,13 +132,16 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
+    save_adversarial: Annotated[
+        Path | None, typer.Option(help="Where the adversarial images lie now; default where they were kept.")
+    ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Finish an interrupted run."""
     from robench.evaluation import resume as run
 
     with _shown() as screen:
-        result = run(run_dir, device=device, batch_size=batch_size, watcher=screen)
+        result = run(run_dir, device=device, batch_size=batch_size, watcher=screen, save_adversarial=save_adversarial)
     _report([result], json)
 
 
@@ -153,14 +181,33 @@ def _report(results: list[Result], json: bool) -> None:
         out.print(f"run: {result.run_dir}\nnext: robench compare {result.run_dir} OTHER_RUN", markup=False)
 
 
+def _report_curve(curve: "RadiusCurve", json: bool) -> None:
+    folders = [str(result.run_dir) for result in curve.results]
+    metrics = [Metric.of(point.radius, point.numerator, point.denominator) for point in curve.points]
+    if json:
+        points = [{"radius": metric.name, **metric.model_dump(mode="json", exclude={"name"})} for metric in metrics]
+        content = {"model": curve.model, "protocol": curve.protocol, "norm": curve.norm, "ranked": False}
+        print_json({**content, "points": points, "caveats": curve.caveats, "run_dirs": folders})
+        return
+    out.print(_table(f"{curve.model}, radii of {curve.protocol}", "radius", metrics))
+    for caveat in curve.caveats:
+        out.print(f"caveat: {caveat}", markup=False)
+    out.print(str(curve), markup=False)
+    out.print("\n".join(f"run: {folder}" for folder in folders), markup=False)
+
+
 def table(result: Result) -> Table:
     """The metrics of a result with counts and intervals."""
     title = f"{result.model.name} under {result.protocol.id}@{result.protocol.version}"
+    return _table(title, "metric", result.metrics)
+
+
+def _table(title: str, first: str, metrics: Sequence[Metric]) -> Table:
     rows = Table(title=Text(title, style="table.title"), title_justify="left")
-    rows.add_column("metric")
+    rows.add_column(first)
     for column in ("value", "95 % interval", "examples"):
         rows.add_column(column, justify="right")
-    for metric in result.metrics:
+    for metric in metrics:
         low, high = metric.interval
         interval, counts = f"[{100 * low:.1f}, {100 * high:.1f}]", f"{metric.numerator}/{metric.denominator}"
         rows.add_row(metric.name, percent(metric), Text(interval), counts)

@@ -16,6 +16,7 @@ from robench.cli import evaluate as evaluate_room
 from robench.cli.main import app, main
 from robench.errors import RobenchError
 from robench.registry import list_protocols, shipped_folder
+from robench.result import read_result
 from robench.training import bundled_recipes
 from tests.training.test_recipe import TINY
 
@@ -217,6 +218,30 @@ def test_main_turns_an_error_into_one_message(
             ["resume", "nowhere"],
             r"^nowhere: `plan\.json` is missing; expected the folder of a run\. `robench evaluate`",
         ),
+        (
+            ["evaluate", "own_cli:three", "mini-pgd-linf", "--radii", "0,0.1"],
+            r"^radius_curve: `radii` is '0\.1'; expected a fraction of the unit range as a string",
+        ),
+        (
+            ["evaluate", "own_cli:three", "mini-pgd-linf", "pgd-linf", "--radii", "0"],
+            r"^radius_curve: `protocol` is 2 protocols; expected one\.",
+        ),
+        (
+            ["evaluate", "own_cli:three", "mini-pgd-linf", "--figure", "a.gif"],
+            r"^a\.gif: `suffix` is `\.gif`; expected one of \.png, \.svg, \.pdf\.",
+        ),
+        (
+            ["evaluate", "own_cli:three", "mini-pgd-linf", "mini-pgd-linf@1", "--figure", "a.png"],
+            r"^a\.png: `figure` is of 2 protocols; expected one protocol\.",
+        ),
+        (
+            ["evaluate", "own_cli:three", "mini-pgd-linf", "--save-adversarial", "own_cli.py"],
+            r"^own_cli\.py: `save_adversarial` is not writable \(File exists\); expected room to write\.",
+        ),
+        (
+            ["compare", "a", "b", "--figure", "no/a.png"],
+            r"^no/a\.png: `folder` is missing; expected a folder\. Make it: `mkdir -p no`\.",
+        ),
         (["compare", "a", "b"], r"^a: `result\.json` is missing; expected a finished run\. Finish the run first: "),
         (["train", "mini-resnt"], r"^robench train: `recipe` is `mini-resnt`; .* Did you mean `mini-resnet`"),
         (
@@ -241,6 +266,7 @@ def test_a_users_mistake_is_an_error_of_robench(arguments: list[str], message: s
         ["evaluate", "own_cli:three"],
         ["evaluate", "own_cli:three", "mini-pgd-linf", "--limit", "many"],
         ["evaluate", "own_cli:three", "mini-pgd-linf", "--nonsense"],
+        ["compare", "a"],
         ["compare", "a", "b", "--margin", "-1"],
         ["compare", "a", "b", "--margin", "nan"],
         ["compare", "a", "b", "--margin", "inf"],
@@ -394,6 +420,53 @@ def test_compare_is_a_gate() -> None:
     code, stdout, _ = _invoke("compare", "three", "four", "--margin", "99")
     assert code == 0
     assert "B is shown to be at most 99 points worse than A (2.5 % level)." in stdout
+
+
+def test_compare_takes_many_runs_each_against_the_first() -> None:
+    for name in ("three", "four"):
+        assert _invoke("evaluate", f"own_cli:{name}", "mini-pgd-linf", "--limit", "32", "--run-dir", name)[0] == 0
+    pairs = _json("compare", "three", "four", "three")
+    assert [(pair["a"], pair["b"]) for pair in pairs] == [("three", "four"), ("three", "three")]
+    assert pairs[0] == _json("compare", "three", "four")
+    code, stdout, _ = _invoke("compare", "three", "three", "four", "--margin", "1", "--figure", "a.png")
+    assert code == 1
+    assert re.search(r"│ C │ four +│", stdout)
+    assert "B minus A: +0.0 points" in stdout
+    assert "C is not shown to be at most 1 points worse than A (2.5 % level)." in stdout
+    assert Path("a.png").read_bytes().startswith(b"\x89PNG")
+    assert _invoke("compare", "three", "four", "three", "--margin", "99")[0] == 0
+
+
+def test_radii_give_a_table_a_picture_and_json() -> None:
+    arguments = ["evaluate", "own_cli:three", "mini-pgd-linf", "--limit", "16", "--radii", "4/255,0,1/255"]
+    code, stdout, _ = _invoke(*arguments, "--figure", "a.svg")
+    assert code == 0
+    assert "three, radii of mini-pgd-linf@1" in stdout
+    for radius in ("0", "1/255", "4/255"):
+        assert re.search(rf"│ {radius} +│ +\d+\.\d % │ +\[\d+\.\d, \d+\.\d\] │ +\d+/16 │", stdout)
+    folders = re.findall(r"(?m)^run: (.*)$", stdout)
+    assert [re.sub("[0-9a-f]{8}$", "", each) for each in folders] == [
+        f"runs/three/mini-pgd-linf-radius-{radius}-255-" for radius in (1, 4)
+    ]
+    assert "<svg" in Path("a.svg").read_text()
+    content = _json(*arguments)
+    assert [point["radius"] for point in content["points"]] == ["0", "1/255", "4/255"]
+    assert (content["ranked"], content["norm"], content["run_dirs"]) == (False, "linf", folders)
+
+
+def test_evaluate_draws_and_saves() -> None:
+    code, stdout, stderr = _invoke(*RUN, "run", "--figure", "a.png", "--save-adversarial", "images")
+    assert code == 0
+    assert "Attacking a few examples again, to show them." in stderr
+    drawn = Path("a.png").read_bytes()
+    assert drawn.startswith(b"\x89PNG")
+    assert len(list(Path("images").glob("*.npy"))) == sum(
+        bool(outcome.fooled_at) for outcome in read_result(Path("run")).read_outcomes()
+    )
+    assert _invoke(*RUN, "run", "--figure", "b.png", "--save-adversarial", "images")[1] == stdout
+    assert Path("b.png").read_bytes() == drawn
+    (Path("run") / "result.json").unlink()
+    assert _invoke("resume", "run", "--save-adversarial", "images")[1] == stdout
 
 
 def test_compare_needs_the_same_examples() -> None:

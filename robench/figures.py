@@ -1,0 +1,341 @@
+"""Pictures of results: examples before and after the attack, and accuracy over steps or radii.
+
+Every picture is a pure function of what it shows: the same run gives the same bytes. Not here: which
+examples are shown (`showcase`), and how a curve is measured (`curves`). matplotlib is an optional extra
+and is imported when something is drawn.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robench.errors import FigureError, complaint
+from robench.protocol import Protocol, fraction
+from robench.result import Metric, Result, percent, score
+from robench.runs import Run, write_whole
+
+if TYPE_CHECKING:  # matplotlib is optional; torch is not needed to draw curves
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from robench.curves import RadiusCurve
+    from robench.showcase import Exhibit
+
+METADATA: dict[str, dict[str, Any]] = {
+    ".png": {"Software": None},
+    ".svg": {"Date": None, "Creator": None},
+    ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
+}
+"""Formats by suffix, and what matplotlib would write into them beside the picture."""
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+"""Okabe and Ito's colours, which people with any colour vision tell apart; yellow is too pale on white."""
+DASHES = ("-", "--", "-.", ":")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+WIDTH = 7.2
+"""Inches: the text width of a page, so that 8 points stay 8 points in print."""
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.titlepad": 3,
+    "axes.labelsize": 8,
+    "legend.fontsize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "robench",
+    "savefig.dpi": 200,
+}
+
+
+def check_figure(path: str | Path, *, protocols: Sequence[Protocol] = ()) -> None:
+    """Check that a picture can be written, before anything is computed for it.
+
+    Args:
+      path: of the picture.
+      protocols: of the evaluation that it is to show.
+    Raises:
+      FigureError: matplotlib is not installed, the suffix is none of its formats, the folder is missing,
+        or there is no one attack to show.
+    """
+    path = Path(path)
+    _matplotlib()
+    if path.suffix not in METADATA:
+        found = f"`{path.suffix}`" if path.suffix else "missing"
+        raise FigureError(complaint(str(path), "suffix", found, f"one of {', '.join(METADATA)}"))
+    if not path.parent.is_dir():
+        raise FigureError(complaint(str(path), "folder", "missing", "a folder", f"Make it: `mkdir -p {path.parent}`."))
+    if path.is_dir():
+        raise FigureError(complaint(str(path), "figure", "a folder", "a file"))
+    if len(protocols) > 1:
+        advice = "Draw one figure for each, or compare runs: `robench compare A B --figure FILE`."
+        raise FigureError(complaint(str(path), "figure", f"of {len(protocols)} protocols", "one protocol", advice))
+    for protocol in protocols:
+        if protocol.attack is None:
+            raise FigureError(
+                complaint(str(path), "figure", f"of {protocol.exact_name}, which has no attack", "an attack to show")
+            )
+
+
+def draw_result(path: str | Path, result: Result, exhibits: Sequence[Exhibit] = ()) -> None:
+    """Draw a run: examples clean, attacked and their difference, and robust accuracy over the steps.
+
+    Args:
+      path: of the picture; its suffix is the format.
+      result: from a run folder.
+      exhibits: examples to show, from `robench.showcase`.
+    Raises:
+      FigureError: see `check_figure`; or the file cannot be written.
+      RunError: the run folder was changed.
+    """
+    check_figure(path)
+    with _style():
+        heights = [_exhibits_height(exhibits), 2.6]
+        figure = _figure(sum(heights))
+        title = f"{_short(result.model.name, 50)} under {result.protocol.id}@{result.protocol.version}"
+        if exhibits:
+            parts: Any = figure.subfigures(2, 1, height_ratios=heights)
+            tiles, below = parts
+            _draw_exhibits(tiles, exhibits)
+        else:
+            below = figure
+        axes = below.subplots()
+        _draw_steps(axes, [("robust", result)])
+        axes.set_title(f"{_plain(title)}: {_count(result)}", loc="left")
+        _write(figure, Path(path))
+
+
+def draw_comparison(path: str | Path, results: Sequence[Result]) -> None:
+    """Draw robust accuracy over the steps of several runs under one protocol.
+
+    Args:
+      path: of the picture; its suffix is the format.
+      results: from run folders, in the order of their letters.
+    Raises:
+      FigureError, RunError: as in `draw_result`.
+    """
+    check_figure(path)
+    with _style():
+        figure = _figure(3.0 + 0.16 * len(results))
+        axes = figure.subplots()
+        labels = [f"{letter(index)}  {_short(result.model.name, 50)}" for index, result in enumerate(results)]
+        _draw_steps(axes, list(zip(labels, results, strict=True)))
+        protocol = results[0].protocol
+        axes.set_title(_plain(f"{protocol.id}@{protocol.version}: {_count(results[0])}"), loc="left")
+        _write(figure, Path(path))
+
+
+def draw_radii(path: str | Path, curve: RadiusCurve) -> None:
+    """Draw robust accuracy over the radius.
+
+    Args:
+      path: of the picture; its suffix is the format.
+      curve: from `robench.curves.radius_curve`.
+    Raises:
+      FigureError: as in `draw_result`.
+    """
+    check_figure(path)
+    with _style():
+        figure = _figure(3.0)
+        axes = figure.subplots()
+        places = [float(fraction(point.radius)) for point in curve.points]
+        low, high = zip(*(point.interval for point in curve.points), strict=True)
+        values = [100 * point.value for point in curve.points]
+        axes.fill_between(places, _percents(low), _percents(high), color=COLOURS[0], alpha=0.2, linewidth=0)
+        axes.plot(places, values, color=COLOURS[0], marker="o", markersize=4)
+        axes.set_xticks(places, [_plain(point.radius) for point in curve.points])
+        _thin_out(axes, places)
+        _accuracy_axis(axes)
+        axes.set_xlabel(f"radius ({curve.norm}, of the unit range)")
+        title = f"{_short(curve.model, 50)}, radii of {curve.protocol}: {curve.points[0].denominator} images, unranked"
+        axes.set_title(_plain(title), loc="left")
+        _write(figure, Path(path))
+
+
+def letter(index: int) -> str:
+    """What a comparison calls its runs: A, B, ..., Z, and then `#27`."""
+    return chr(ord("A") + index) if index < 26 else f"#{index + 1}"
+
+
+def step_curve(protocol: Protocol, result: Result) -> list[tuple[int, Metric]]:
+    """Robust accuracy after each step, from the outcomes of a run.
+
+    Under "any iterate" at every step from the start on, under "last iterate" at the steps read off; empty
+    where the protocol counts no steps.
+    """
+    steps: Sequence[int] = protocol.score.steps
+    if steps and protocol.score.scoring == "any iterate":
+        steps = range(steps[-1] + 1)
+    if not steps:
+        return []
+    fine = protocol.model_copy(update={"score": protocol.score.model_copy(update={"steps": tuple(steps)})})
+    return list(zip(steps, score(fine, result.read_outcomes())[1:], strict=True))
+
+
+def _matplotlib() -> Any:
+    try:
+        import matplotlib
+        import matplotlib.style
+    except ImportError as error:
+        advice = "Install it: `pip install 'robench[figures]'`."
+        raise FigureError(complaint("robench", "matplotlib", "not installed", "it, to draw", advice)) from error
+    return matplotlib
+
+
+def _style() -> AbstractContextManager[None]:
+    """The house's style whatever the user's own is, and the user's own again afterwards."""
+    context: AbstractContextManager[None] = _matplotlib().style.context(["default", STYLE])
+    return context
+
+
+def _figure(height: float) -> Figure:
+    from matplotlib.figure import Figure  # not pyplot, which keeps figures and chooses a backend
+
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def _write(figure: Figure, path: Path) -> None:
+    content = io.BytesIO()
+    figure.savefig(content, format=path.suffix[1:], metadata=METADATA[path.suffix])
+    try:
+        write_whole(path, content.getvalue())
+    except OSError as error:
+        found = f"not writable ({error.strerror or type(error).__name__})"
+        advice = "The runs are kept: the same call draws them again."
+        raise FigureError(complaint(str(path), "figure", found, "room to write", advice)) from error
+
+
+def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
+    """A line with its band for each run; a pair of points where the protocol counts no steps."""
+    for index, (label, result) in enumerate(runs):
+        colour, dash, marker = COLOURS[index % 7], DASHES[index // 7 % 4], MARKERS[index % 7]
+        assert result.run_dir is not None, "a result from a run folder"
+        protocol = Run.open(result.run_dir).plan.parsed_protocol()
+        curve = step_curve(protocol, result)
+        places: list[int] = [step for step, _ in curve]
+        metrics = [metric for _, metric in curve]
+        marked = [places.index(step) for step in protocol.score.steps]
+        if not curve:
+            places, metrics, marked = [0, 1], [result.clean, result.headline], [0, 1]
+            axes.set_xticks([0, 1], ["clean", "attacked"])
+            axes.set_xlim(-0.5, 1.5)
+        low, high = zip(*(metric.interval for metric in metrics), strict=True)
+        text = f"{label}  (clean {percent(result.clean)}, {result.headline.name} {percent(result.headline)})"
+        axes.fill_between(places, _percents(low), _percents(high), color=colour, alpha=0.15, linewidth=0)
+        axes.plot(
+            places,
+            [100 * metric.value for metric in metrics],
+            color=colour,
+            linestyle=dash,
+            marker=marker,
+            markevery=marked,
+            markersize=4,
+            label=_plain(text),
+        )
+        if curve:
+            ticks = sorted({0, *protocol.score.steps})
+            axes.set_xticks(ticks, [str(step) for step in ticks])
+            _thin_out(axes, ticks)
+        if curve and len(runs) == 1:
+            axes.axhline(100 * result.clean.value, color="0.4", linestyle=":", linewidth=1, label="clean")
+    if curve:
+        axes.set_xlabel("steps of the attack (markers: the steps that are scored; band: 95 % interval)")
+    _accuracy_axis(axes)
+    handles, labels = axes.get_legend_handles_labels()
+    axes.figure.legend(
+        handles, labels, loc="outside lower left", frameon=False, handlelength=3, ncols=2 if len(runs) == 1 else 1
+    )
+
+
+def _thin_out(axes: Axes, places: Sequence[float]) -> None:
+    """Leave out the labels of ticks that would touch the one before, except the last one's."""
+    labels, gap = [tick.get_text() for tick in axes.get_xticklabels()], 0.05 * (places[-1] - places[0])
+    kept = places[0]
+    for index in range(1, len(places) - 1):
+        if places[index] - kept < gap or places[-1] - places[index] < gap:
+            labels[index] = ""
+        else:
+            kept = places[index]
+    axes.set_xticks(places, labels)
+
+
+def _accuracy_axis(axes: Axes) -> None:
+    axes.set_ylim(-2, 102)
+    axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel("robust accuracy, %")
+    axes.grid(axis="y", color="0.9", linewidth=0.6)
+    axes.set_axisbelow(True)
+
+
+def _columns(exhibits: Sequence[Exhibit]) -> int:
+    return max(len(exhibits), 6)  # a single example is not blown up
+
+
+def _exhibits_height(exhibits: Sequence[Exhibit]) -> float:
+    """Inches for three rows of tiles and what is written above them."""
+    if not exhibits:
+        return 0.0
+    height, width = exhibits[0].image.shape[1:]
+    tile = (WIDTH - 0.5) / _columns(exhibits)
+    return float(3 * tile * height / width + 0.85)
+
+
+def _draw_exhibits(figure: Any, exhibits: Sequence[Exhibit]) -> None:
+    """A column for each example: clean, attacked, and their difference."""
+    largest = max(float((each.adversarial - each.image).abs().max()) for each in exhibits)
+    factor = max(1, int(0.5 / largest)) if largest else 1
+    rows = ("clean", "attacked", f"difference\nx {factor}")
+    columns = _columns(exhibits)
+    grid = figure.subplots(3, columns, squeeze=False)
+    for column in range(columns):
+        for row in range(3):
+            axes = grid[row][column]
+            if column >= len(exhibits):
+                axes.set_axis_off()
+                continue
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if column == 0:
+                axes.set_ylabel(rows[row])
+        if column < len(exhibits):
+            _draw_exhibit([grid[row][column] for row in range(3)], exhibits[column], factor)
+
+
+def _draw_exhibit(cells: Sequence[Axes], exhibit: Exhibit, factor: int) -> None:
+    difference = (0.5 + factor * (exhibit.adversarial - exhibit.image)).clamp(0, 1)
+    for axes, image in zip(cells, (exhibit.image, exhibit.adversarial, difference), strict=True):
+        axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
+        for spine in axes.spines.values():
+            spine.set_visible(True)
+            spine.set_color(COLOURS[1] if exhibit.broken else COLOURS[0])
+            spine.set_linewidth(1.2)
+    verdict = "broken" if exhibit.broken else "survives"
+    cells[0].set_title(
+        _plain(f"{verdict}\ntrue {_short(exhibit.truth, 10)}\nsaid {_short(exhibit.clean, 10)}"), fontsize=7
+    )
+    cells[1].set_title(_plain(f"said {_short(exhibit.attacked, 10)}"), fontsize=7)
+
+
+def _count(result: Result) -> str:
+    return f"{result.data.count} images" + (f", {result.status}" if result.status != "complete" else "")
+
+
+def _percents(shares: Sequence[float]) -> list[float]:
+    return [100 * share for share in shares]
+
+
+def _short(text: str, longest: int) -> str:
+    """The text with its middle left out."""
+    if len(text) <= longest:
+        return text
+    half = (longest - 1) // 2
+    return f"{text[: longest - 1 - half]}…{text[-half:]}"
+
+
+def _plain(text: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return text.replace("$", r"\$")
