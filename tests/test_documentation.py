@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import robench
-from robench.attacks import CATALOGUE
+from robench.attacks import CASCADES, CATALOGUE
 from robench.cli import evaluate as evaluate_room
 from robench.errors import ModelError
 from robench.outcome import COLUMNS
@@ -138,7 +138,7 @@ def test_every_key_of_a_protocol_is_explained() -> None:
     keys = _keys(Protocol) - {"data", "attack", "budget", "score"} | {"attack.kind"}
     for table, record in (("data", DataSpec), ("budget", BudgetSpec), ("score", ScoreSpec)):
         keys |= {f"{table}.{key}" for key in _keys(record)}
-    for attack in CATALOGUE.values():
+    for attack in (CATALOGUE | CASCADES).values():
         keys |= {f"attack.{field.name}" for field in dataclasses.fields(attack)}
     assert keys - _named("write-a-protocol.md") == set()
 
