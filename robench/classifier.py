@@ -332,8 +332,15 @@ class Classifier:
     def _check_gradient(self, batch: Tensor) -> list[str]:
         if self.black_box:
             raise ModelError(self._no_gradient())
-        with self.frozen():
-            _, _, gradient = self.gradient(batch, lambda logits: logits.logsumexp(dim=1) - logits.amax(dim=1))
+        try:
+            with self.frozen():
+                _, _, gradient = self.gradient(batch, lambda logits: logits.logsumexp(dim=1) - logits.amax(dim=1))
+        except ModelError:
+            raise
+        except Exception as error:  # the model is the user's own code, and answered without gradients
+            summary = (str(error).splitlines() or [""])[0][:200]
+            found = f"failing with {type(error).__name__} when its gradient is asked for: {summary}"
+            raise ModelError(self._no_gradient(found)) from error
         flat = gradient.flatten(1)
         if not bool(flat.isfinite().all()):
             raise ModelError(
@@ -353,11 +360,13 @@ class Classifier:
             ]
         return []
 
-    def _no_gradient(self) -> str:
+    def _no_gradient(
+        self, found: str = "without gradients: its output does not depend differentiably on the images"
+    ) -> str:
         return complaint(
             self.name,
             "model",
-            "without gradients: its output does not depend differentiably on the images",
+            found,
             "a differentiable callable on tensors for this protocol's attack",
             "Keep the computation in torch (no NumPy, no `detach`), or choose a black-box protocol.",
         )

@@ -359,7 +359,7 @@ def _planned_data(protocol: Protocol, source: Source, request: _Request) -> Plan
         ids_sha256=ids_digest(source.ids[:limit]),
         labels_sha256=ids_digest(str(label) for label in source.labels[:limit]),
         content_sha256=getattr(source, "content_sha256", None),
-        official=ids_digest(source.ids) == protocol.data.ids_sha256,
+        official=total == protocol.data.count and ids_digest(source.ids) == protocol.data.ids_sha256,
     )
 
 

@@ -142,6 +142,21 @@ NO_GRADIENT = (
 )
 
 
+def test_a_callable_that_fails_only_with_gradients_is_refused_at_the_door() -> None:
+    """NumPy inside a callable works as long as nobody asks for a gradient."""
+    weight = np.ones((3 * 8 * 8, 4), dtype=np.float32) / 100
+
+    def with_numpy(images: Tensor) -> Tensor:
+        return torch.as_tensor(np.asarray(images.flatten(1)) @ weight) + torch.arange(4)
+
+    _refused(
+        with_numpy,
+        "m: `model` is failing with RuntimeError when its gradient is asked for: Can't call numpy() on Tensor that "
+        "requires grad. Use tensor.detach().numpy() instead.; expected a differentiable callable on tensors for this "
+        "protocol's attack. Keep the computation in torch (no NumPy, no `detach`), or choose a black-box protocol.",
+    )
+
+
 def test_a_callable_without_gradients_is_refused_on_a_gradient_protocol_only() -> None:
     net = small_net()
 

@@ -7,10 +7,10 @@ from typing import Any
 from robench.data.arrays import ArraySource
 from robench.data.folder import FolderSource
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
-from robench.data.source import Source, check_source
+from robench.data.source import Source, Unreadable, check_source
 from robench.errors import DataError, complaint
 
-__all__ = ["CATALOGUE", "ArraySource", "FolderSource", "Source", "check_bundled", "open_source"]
+__all__ = ["CATALOGUE", "ArraySource", "FolderSource", "Source", "Unreadable", "check_bundled", "open_source"]
 
 
 def _mini() -> Source:
