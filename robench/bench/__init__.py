@@ -6,6 +6,7 @@ A bench is one file and one line here. Not here: figures about models (`robench.
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from robench.bench.autoattack import measure_autoattack
 from robench.bench.measurement import Measurement, Settings
 from robench.bench.pgd import measure_pgd
 
@@ -30,11 +31,17 @@ class Bench:
 
 
 CATALOGUE = {
+    "autoattack": Bench(
+        claim="Seconds and survivors of AutoAttack, stage by stage, beside its reference implementation",
+        against="reference",
+        models=("mini-resnet-gelu-adv", "mini-resnet-adv", "mini-deit-adv"),
+        run=measure_autoattack,
+    ),
     "pgd": Bench(
         claim="Seconds of PGD with steps read off from one run, beside foolbox's LinfPGD",
         against="foolbox",
         models=("mini-resnet-adv", "mini-resnet-gelu-adv", "mini-deit-adv", "photographs:resnet50"),
         run=measure_pgd,
-    )
+    ),
 }
 """Benches by name."""

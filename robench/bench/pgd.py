@@ -18,34 +18,28 @@ from torch import Tensor, nn
 from robench.attacks.drive import Example, Stage, drive
 from robench.attacks.pgd import PGD
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.photographs import fitted, photographs
+from robench.bench.scene import SIZES, SLOTS, best_size, forward_rate, rows, scene
 from robench.budgets import LinfBall
 from robench.classifier import Classifier, Passes
-from robench.data.mini import attack_set
 from robench.errors import DataError, complaint
 from robench.fastpath import pass_rate, quicken
 from robench.protocol import fraction
-from robench.zoo import load_model
 
 STEPS = 40
 """foolbox's default."""
-SLOTS = 32
-"""As `robench.evaluate` on a CPU."""
-SIZES = (16, 32, 64, 128)
-"""Batch sizes tried."""
 SURVIVORS = (0.60, 0.75)
 """Share of the images that should survive, so that neither early ends nor full lengths decide alone."""
 
 
 def measure_pgd(settings: Settings) -> Measurement:
     """Time both, and compare verdicts."""
-    model, images, labels = _scene(settings)
+    model, images, labels = scene(settings)
     classifier = Classifier(model, name=settings.model)
     epsilon = _radius(settings, model, images, labels)
     watch = Stopwatch()
     quick = quicken(classifier, images[:SLOTS])
     assert quick.classifier.module is not None, "a bench runs on modules"
-    sizes = [_best_size(each, images) for each in (classifier, quick.classifier)]
+    sizes = [best_size(each, images) for each in (classifier, quick.classifier)]
     peers = {"foolbox": (model, sizes[0]), "foolbox on the fast path": (quick.classifier.module, sizes[1])}
     robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
     overheads = []
@@ -87,17 +81,6 @@ def measure_pgd(settings: Settings) -> Measurement:
     )
 
 
-def _scene(settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
-    """Model, images and labels."""
-    kind, _, name = settings.model.partition(":")
-    if kind == "photographs":
-        images, labels = photographs()
-        return fitted(name, images, labels), images[: settings.images], labels[: settings.images]
-    pixels, classes = attack_set()
-    images, labels = torch.from_numpy(pixels).float() / 255, torch.from_numpy(classes)
-    return load_model(settings.model).eval(), images[: settings.images], labels[: settings.images]
-
-
 def _radius(settings: Settings, model: nn.Module, images: Tensor, labels: Tensor) -> Fraction:
     """The radius asked for, or one found by halving, in steps of 1/1020, under which enough survive."""
     if settings.epsilon is not None:
@@ -116,14 +99,6 @@ def _radius(settings: Settings, model: nn.Module, images: Tensor, labels: Tensor
 def _step_size(epsilon: Fraction) -> Fraction:
     """A quarter of the radius, as in `mini-pgd-linf`."""
     return epsilon / 4
-
-
-def _best_size(classifier: Classifier, images: Tensor) -> int:
-    return max(SIZES, key=lambda size: pass_rate(classifier, _rows(images, size)))
-
-
-def _rows(images: Tensor, count: int) -> Tensor:
-    return images[torch.arange(count) % len(images)]
 
 
 @dataclass(frozen=True)
@@ -157,19 +132,9 @@ def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, s
 
 def _overhead(run: _Ours, images: Tensor) -> float:
     """Wall time over what the passes cost at their best batch size."""
-    rate = max(pass_rate(run.faster, _rows(images, size)) for size in SIZES)
-    spent = run.faster.passes.backward / rate + run.own.passes.forward / _forward_rate(run.own, _rows(images, SLOTS))
+    rate = max(pass_rate(run.faster, rows(images, size)) for size in SIZES)
+    spent = run.faster.passes.backward / rate + run.own.passes.forward / forward_rate(run.own, rows(images, SLOTS))
     return run.driving / spent
-
-
-def _forward_rate(classifier: Classifier, images: Tensor) -> float:
-    """Images per second, forward alone."""
-    seconds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        classifier.logits(images)
-        seconds.append(time.perf_counter() - began)
-    return len(images) / min(seconds[1:])
 
 
 def _foolbox(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, seed: int, size: int) -> Tensor:

@@ -1,0 +1,151 @@
+"""AutoAttack beside its reference: survivors, seconds and passes of every stage, in one process.
+
+Each stage of either side attacks what that side's stages before it left, from the same clean images.
+"""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robench.attacks.autoattack import AutoAttack
+from robench.attacks.drive import Example, Stage, drive
+from robench.attacks.interface import Attack
+from robench.attacks.reference import attack_by_reference
+from robench.bench.measurement import Measurement, Settings, Stopwatch
+from robench.bench.scene import SIZES, SLOTS, best_size, forward_rate, rows, scene
+from robench.budgets import Budget, LinfBall
+from robench.classifier import Classifier, Passes
+from robench.fastpath import pass_rate, quicken
+from robench.protocol import fraction
+
+RADIUS = "4/255"
+"""The radius of `mini-autoattack-linf`, under which most survive."""
+
+
+@dataclass(frozen=True)
+class _StageRun:
+    """A stage of ours: what it left, and what it cost."""
+
+    name: str
+    robust: Tensor
+    seconds: float
+    gradients: int
+    labels: int
+    confirmations: int
+
+
+def measure_autoattack(settings: Settings) -> Measurement:
+    """Time both, and compare verdicts."""
+    model, images, labels = scene(settings)
+    budget = LinfBall(float(fraction(settings.epsilon or RADIUS)))
+    stages = AutoAttack().stages()
+    watch = Stopwatch()
+    size = best_size(Classifier(model), images)
+    ours: list[list[_StageRun]] = []
+    theirs: list[list[tuple[str, Tensor, float]]] = []
+    overheads = []
+    for seed in range(settings.repeats):
+        began = time.perf_counter()
+        faster = quicken(Classifier(model), images[:SLOTS])
+        ours.append(_ours(stages, model, faster.classifier, images, labels, budget, seed))
+        watch.time("ours", time.perf_counter() - began)
+        overheads.append(_overhead(ours[-1], Classifier(model), faster.classifier, images))
+        theirs.append(_theirs(stages, model, images, labels, budget, seed, size))
+        watch.time("reference", sum(seconds for _, _, seconds in theirs[-1]))
+    robust = [[runs[-1].robust for runs in ours], [runs[-1][1] for runs in theirs]]
+    shares = [float(torch.stack(each).double().mean()) for each in robust]
+    differ = [int((one != other).sum()) for one, other in zip(*robust, strict=True)]
+    return Measurement(
+        name="autoattack",
+        model=settings.model,
+        examples=len(images),
+        ours_seconds=watch.median("ours"),
+        theirs_seconds=watch.median("reference"),
+        ours_robust=shares[0],
+        theirs_robust=shares[1],
+        verdicts_differ=sum(differ) / len(differ),
+        overhead=sorted(overheads)[len(overheads) // 2],
+        details={
+            "against": "reference",
+            "epsilon": settings.epsilon or RADIUS,
+            "repeats": settings.repeats,
+            "their_batch_size": size,
+            "fast_path": list(faster.measures),
+            "threads": torch.get_num_threads(),
+            "stages": _table(ours, theirs),
+        },
+        doubts=watch.doubts(),
+    )
+
+
+def _ours(
+    stages: tuple[Attack, ...],
+    model: nn.Module,
+    faster: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    budget: Budget,
+    seed: int,
+) -> list[_StageRun]:
+    robust = torch.ones(len(images), dtype=torch.bool)
+    runs = []
+    own = Classifier(model)
+    for stage in stages:
+        own.passes, faster.passes = Passes(), Passes()
+        source = [Example(row, f"{row}", int(labels[row]), images[row]) for row in robust.nonzero()[:, 0].tolist()]
+        began = time.perf_counter()
+        for finished in drive([Stage(stage)], faster, source, budget=budget, seed=seed, slots=SLOTS, confirm=own):
+            robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
+        seconds = time.perf_counter() - began
+        gradients, forwards = faster.passes.backward, faster.passes.forward
+        confirmations = own.passes.forward
+        runs.append(_StageRun(stage.name, robust.clone(), seconds, gradients, forwards - gradients, confirmations))
+    return runs
+
+
+def _theirs(
+    stages: tuple[Attack, ...],
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    budget: Budget,
+    seed: int,
+    size: int,
+) -> list[tuple[str, Tensor, float]]:
+    found = []
+    began = time.perf_counter()
+    for verdict in attack_by_reference(stages, model, images, labels, budget=budget, seed=seed, batch_size=size):
+        now = time.perf_counter()
+        found.append((verdict.stage, verdict.robust, now - began))
+        began = now
+    model.zero_grad()  # FAB's reference leaves gradients in the parameters
+    return found
+
+
+def _overhead(runs: list[_StageRun], own: Classifier, faster: Classifier, images: Tensor) -> float:
+    """Wall time over what the passes cost at their best batch sizes."""
+    gradient = max(pass_rate(faster, rows(images, size)) for size in SIZES)
+    forward = max(forward_rate(faster, rows(images, size)) for size in SIZES)
+    confirm = max(forward_rate(own, rows(images, size)) for size in SIZES)
+    spent = sum(run.gradients / gradient + run.labels / forward + run.confirmations / confirm for run in runs)
+    return sum(run.seconds for run in runs) / spent
+
+
+def _table(ours: list[list[_StageRun]], theirs: list[list[tuple[str, Tensor, float]]]) -> list[dict[str, Any]]:
+    """Means over the repeats, stage by stage."""
+    table = []
+    for index, first in enumerate(ours[0]):
+        mine, other = [runs[index] for runs in ours], [runs[index] for runs in theirs if index < len(runs)]
+        line: dict[str, Any] = {"stage": first.name}
+        line["ours_survivors"] = sum(int(run.robust.sum()) for run in mine) / len(mine)
+        line["theirs_survivors"] = sum(int(robust.sum()) for _, robust, _ in other) / len(other)
+        line["ours_seconds"] = sum(run.seconds for run in mine) / len(mine)
+        line["theirs_seconds"] = sum(seconds for _, _, seconds in other) / len(other)
+        line["ratio"] = line["theirs_seconds"] / line["ours_seconds"]
+        line["gradient_passes"] = sum(run.gradients for run in mine) / len(mine)
+        line["label_passes"] = sum(run.labels for run in mine) / len(mine)
+        table.append(line)
+    return table

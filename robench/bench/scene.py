@@ -1,0 +1,52 @@
+"""What benches of attacks have in common: model, images, and how fast passes are at best.
+
+Not here: any attack (one file each).
+"""
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from robench.bench.measurement import Settings
+from robench.bench.photographs import fitted, photographs
+from robench.classifier import Classifier
+from robench.data.mini import attack_set
+from robench.fastpath import pass_rate
+from robench.zoo import load_model
+
+SLOTS = 32
+"""As `robench.evaluate` on a CPU."""
+SIZES = (16, 32, 64, 128)
+"""Batch sizes tried."""
+
+
+def scene(settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
+    """Model, images and labels."""
+    kind, _, name = settings.model.partition(":")
+    if kind == "photographs":
+        images, labels = photographs()
+        return fitted(name, images, labels), images[: settings.images], labels[: settings.images]
+    pixels, classes = attack_set()
+    images, labels = torch.from_numpy(pixels).float() / 255, torch.from_numpy(classes)
+    return load_model(settings.model).eval(), images[: settings.images], labels[: settings.images]
+
+
+def rows(images: Tensor, count: int) -> Tensor:
+    """So many images, repeated if there are fewer."""
+    return images[torch.arange(count) % len(images)]
+
+
+def best_size(classifier: Classifier, images: Tensor) -> int:
+    """Batch size at which forward and backward passes are fastest."""
+    return max(SIZES, key=lambda size: pass_rate(classifier, rows(images, size)))
+
+
+def forward_rate(classifier: Classifier, images: Tensor) -> float:
+    """Images per second, forward alone."""
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        classifier.logits(images)
+        seconds.append(time.perf_counter() - began)
+    return len(images) / min(seconds[1:])
