@@ -253,14 +253,14 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
         with run.locked():
             if adversarial is not None and options.fresh:
                 adversarial.clear()
+            if run.plan.fast_path != fast.measures:
+                fast = quicken(classifier, batch, measures=run.plan.fast_path, gradients=gradients)
             if run.finished:
                 options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
                 result = read_result(folder)
                 if adversarial is not None:
                     adversarial.check(result.read_outcomes())
             else:
-                if run.plan.fast_path != fast.measures:
-                    fast = quicken(classifier, batch, measures=run.plan.fast_path, gradients=gradients)
                 run.record("fast path", {"measures": fast.measures, "notes": fast.notes})
                 for note in fast.notes:
                     options.watcher.notice(note)
@@ -277,7 +277,8 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
                 options.watcher.end(result)
         if options.showcase is not None:
             options.watcher.notice("Attacking a few examples again, to show them.")
-            options.showcase.fill(result.read_outcomes(), protocol, classifier, source, stages, budget)
+            models, outcomes = (fast.classifier, classifier), result.read_outcomes()
+            options.showcase.fill(outcomes, protocol, source, stages=stages, budget=budget, models=models)
     return result
 
 

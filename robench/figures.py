@@ -150,7 +150,7 @@ def draw_radii(path: str | Path, curve: RadiusCurve) -> None:
         axes.set_xticks(places, [_plain(point.radius) for point in curve.points])
         _thin_out(axes, places)
         _accuracy_axis(axes)
-        axes.set_xlabel(f"radius ({curve.norm}, of the unit range)")
+        axes.set_xlabel(f"radius ({curve.norm}, of the unit range; band: 95 % interval)")
         title = f"{_short(curve.model, 50)}, radii of {curve.protocol}: {curve.points[0].denominator} images, unranked"
         axes.set_title(_plain(title), loc="left")
         _write(figure, Path(path))
@@ -210,7 +210,7 @@ def _write(figure: Figure, path: Path) -> None:
 
 
 def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
-    """A line with its band for each run; a pair of points where the protocol counts no steps."""
+    """A line with its band for each run; a point for each metric where the protocol counts no steps."""
     for index, (label, result) in enumerate(runs):
         colour, dash, marker = COLOURS[index % 7], DASHES[index // 7 % 4], MARKERS[index % 7]
         assert result.run_dir is not None, "a result from a run folder"
@@ -220,9 +220,10 @@ def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
         metrics = [metric for _, metric in curve]
         marked = [places.index(step) for step in protocol.score.steps]
         if not curve:
-            places, metrics, marked = [0, 1], [result.clean, result.headline], [0, 1]
-            axes.set_xticks([0, 1], ["clean", "attacked"])
-            axes.set_xlim(-0.5, 1.5)
+            metrics = list(result.metrics)
+            places = marked = list(range(len(metrics)))
+            axes.set_xticks(places, [_plain(metric.name) for metric in metrics])
+            axes.set_xlim(-0.5, len(metrics) - 0.5)
         low, high = zip(*(metric.interval for metric in metrics), strict=True)
         text = f"{label}  (clean {percent(result.clean)}, {result.headline.name} {percent(result.headline)})"
         axes.fill_between(places, _percents(low), _percents(high), color=colour, alpha=0.15, linewidth=0)
@@ -242,8 +243,8 @@ def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
             _thin_out(axes, ticks)
         if curve and len(runs) == 1:
             axes.axhline(100 * result.clean.value, color="0.4", linestyle=":", linewidth=1, label="clean")
-    if curve:
-        axes.set_xlabel("steps of the attack (markers: the steps that are scored; band: 95 % interval)")
+    what = "steps of the attack (markers: the steps that are scored; " if curve else "what is scored ("
+    axes.set_xlabel(f"{what}band: 95 % interval)")
     _accuracy_axis(axes)
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(

@@ -61,12 +61,21 @@ class Showcase:
         self,
         outcomes: Sequence[Outcome],
         protocol: Protocol,
-        classifier: Classifier,
         source: Source,
+        *,
         stages: Sequence[Stage],
         budget: Budget,
+        models: tuple[Classifier, Classifier],
     ) -> None:
-        """Attack some examples of a finished run again, and keep what was seen."""
+        """Attack some examples of a finished run again, and keep what was seen.
+
+        Args:
+          outcomes: of the run, in the order of the source.
+          protocol: of the run.
+          source: the examples.
+          stages, budget: the attack.
+          models: the one that attacks look at, and the user's own.
+        """
         attacked = [(at, holds(protocol, outcome)) for at, outcome in enumerate(outcomes) if outcome.clean_correct]
         chosen = [at for at, held in attacked if not held][: self.broken]
         chosen += [at for at, held in attacked if held][: self.surviving]
@@ -78,8 +87,9 @@ class Showcase:
         ]
         last: dict[tuple[int, ...], Tensor] = {}
         looked = [replace(stage, attack=_LastLook(stage.attack, last)) for stage in stages]
-        slots = max(len(examples), classifier.minimum_rows)
-        found = drive(looked, classifier, examples, budget=budget, seed=protocol.seed, slots=slots)
+        faster, own = models
+        slots = max(len(examples), faster.minimum_rows)
+        found = drive(looked, faster, examples, budget=budget, seed=protocol.seed, slots=slots, confirm=own)
         names = CLASS_NAMES if source.name == "mini" else ()
         shown = {}
         for each in found:
@@ -159,11 +169,9 @@ class _LastLook:
         return self.inner.ask(state.inner)
 
     def tell(self, state: _Looking, answer: Answer) -> _Looking:
-        told = _Looking(self.inner.tell(state.inner, answer), state.keys)
-        ending = (told.done & ~state.done).nonzero()[:, 0].tolist()
-        if ending:
-            query = self.inner.ask(state.inner)
-            for slot in ending:
-                for row in ((query.rows == slot) & query.counts).nonzero()[-1:, 0].tolist():
-                    self.last[tuple(state.keys[slot].tolist())] = query.render(slice(row, row + 1))[0].clone()
-        return told
+        query = self.inner.ask(state.inner)
+        counting = {int(query.rows[row]): row for row in query.counts.nonzero()[:, 0].tolist()}
+        for slot, row in counting.items():  # the last of each slot; what lies outside the budget is no image to show
+            if not state.done[slot]:
+                self.last[tuple(state.keys[slot].tolist())] = query.render(slice(row, row + 1))[0].clone()
+        return _Looking(self.inner.tell(state.inner, answer), state.keys)

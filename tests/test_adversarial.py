@@ -2,7 +2,6 @@ import json
 import os
 import signal
 import subprocess
-import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from robench.data import ArraySource
 from robench.errors import RunError
 from robench.evaluation import Options, evaluate, resume
 from robench.outcome import Outcome
-from robench.runs import Run
+from robench.runs import Run, Shard
 from tests.fakes import random_images, small_net
 from tests.test_evaluation import PROTOCOL
 from tests.test_nothing_lost import _tmpfs
@@ -41,12 +40,9 @@ def _data(net: nn.Module, count: int = COUNT) -> ArraySource:
     return ArraySource(images, labels, classes=4, ids=ids)
 
 
-def _evaluate(
-    protocol: Path, folder: Path, saved: Path | None, *, fresh: bool = False, pause: float = 0.0
-) -> list[Outcome]:
+def _evaluate(protocol: Path, folder: Path, saved: Path | None, *, fresh: bool = False) -> list[Outcome]:
     net = small_net()
     data = _data(net)
-    net.register_forward_pre_hook(lambda module, arguments: time.sleep(pause))
     options = Options(shard_size=8, save_adversarial=saved, fresh=fresh)
     return evaluate(net, protocol, data=data, run_dir=folder, batch_size=16, options=options).read_outcomes()
 
@@ -114,17 +110,21 @@ def test_every_finished_shard_of_a_killed_run_has_its_images(tmp_path: Path, pro
     run_dir, saved = tmp_path / "run", tmp_path / "images"
     child = os.fork()
     if child == 0:
-        _evaluate(protocol, run_dir, saved, pause=0.005)
+        write = Run.write_shard
+
+        def killed(self: Run, shard: Shard) -> None:
+            if len(self.missing_shards()) == self.plan.shards - 3:
+                os.kill(os.getpid(), signal.SIGKILL)  # the images of this shard are there, the shard is not
+            write(self, shard)
+
+        Run.write_shard = killed  # type: ignore[method-assign]  # in the child alone
+        _evaluate(protocol, run_dir, saved)
         os._exit(0)
-    while len(list(run_dir.glob("shards/[0-9]*.csv"))) < 3:
-        assert os.waitpid(child, os.WNOHANG) == (0, 0), "the kill must fall inside the run"
-        time.sleep(0.001)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    assert os.WTERMSIG(os.waitpid(child, 0)[1]) == signal.SIGKILL
     torch.set_num_threads(threads)
     run = Run.open(run_dir)
     finished = sorted(set(range(run.plan.shards)) - set(run.missing_shards()))
-    assert 0 < len(finished) < run.plan.shards
+    assert len(finished) == 3 < run.plan.shards
     fooled = [o.id for shard in finished for o in run.read_shard(shard).outcomes if o.fooled_at]
     assert fooled
     assert all((saved / image_file(example)).exists() for example in fooled)
@@ -160,7 +160,7 @@ def test_shards_attacked_without_saving_are_refused_before_any_work(tmp_path: Pa
         gone = Run.open(folder).read_shard(0)
         (folder / "shards" / "000000.csv").unlink()
         fooled -= sum(bool(o.fooled_at) for o in gone.outcomes)
-    events = (folder / "events.jsonl").read_bytes()
+    starts = [event for event in Run.open(folder).events() if event["event"] == "start"]
     with pytest.raises(RunError) as caught:
         _evaluate(protocol, folder, saved)
     assert str(caught.value) == (
@@ -168,7 +168,7 @@ def test_shards_attacked_without_saving_are_refused_before_any_work(tmp_path: Pa
         "expected one for every fooled example. They were attacked without saving, or moved: put them back, "
         "or start over with `--fresh`."
     )
-    assert (folder / "events.jsonl").read_bytes() == events
+    assert [event for event in Run.open(folder).events() if event["event"] == "start"] == starts
     _hold(_evaluate(protocol, folder, saved, fresh=True), saved)
 
 

@@ -11,6 +11,7 @@ from tests.fakes import random_images, small_net
 from tests.test_evaluation import PROTOCOL
 
 COUNT = 40
+CASCADE = 'kind = "autoattack"\nversion = "standard"\nsteps = 5\ntargets = 2\nqueries = 20'
 
 
 @pytest.fixture
@@ -72,6 +73,24 @@ def test_of_a_survivor_the_last_iterate_is_shown(tmp_path: Path, protocol: Path)
         step = (leaf.detach() + gradient.sign() / 255).clamp(image - 4 / 255, image + 4 / 255).clamp(0, 1)
         close = ((step[0] - ends[each.id]).abs() < 1e-6).float().mean()  # a sign of nearly zero may differ
         assert close > 0.98
+
+
+def test_of_a_cascade_the_last_stage_is_shown(tmp_path: Path, protocol: Path) -> None:
+    """FAB looks at images outside the budget, too; only those inside are shown."""
+    text = protocol.read_text().replace('kind = "pgd"\nstep_size = "1/255"\nsteps = 8', CASCADE)
+    protocol.write_text(text.replace("steps = [2, 8]", ""))
+    net, showcase = small_net(), Showcase()
+    outcomes = evaluate(
+        net, protocol, data=_data(net), limit=20, run_dir=tmp_path / "run", options=Options(showcase=showcase)
+    ).read_outcomes()
+    right = [outcome for outcome in outcomes if outcome.clean_correct]
+    broken = [outcome.id for outcome in right if outcome.fooled_at][:4]
+    surviving = [outcome.id for outcome in right if not outcome.fooled_at][:4]
+    assert [each.id for each in showcase.exhibits] == broken + surviving
+    assert surviving
+    for each in showcase.exhibits:
+        change = float((each.adversarial - each.image).abs().max())
+        assert 0 < change <= 4 / 255 + 1e-6
 
 
 def test_a_reused_run_shows_the_same_and_its_cost_is_kept(tmp_path: Path, protocol: Path) -> None:
