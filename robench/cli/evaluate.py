@@ -70,13 +70,16 @@ def _so_far(progress: Progress) -> str:
 def evaluate(
     model: Annotated[str, typer.Argument(help="A bundled name (`mini-resnet`) or `module.path:function`.")],
     protocols: Annotated[list[str], typer.Argument(metavar="PROTOCOL...", help="Ids, `id@version`, or TOML files.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with one sub-folder per class.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the protocol's images, or with one sub-folder per class.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples: a partial result.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; default `runs/MODEL/PROTOCOL-KEY`.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A safetensors file for a named model.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode images; default up to 4.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
@@ -85,7 +88,7 @@ def evaluate(
     from robench.evaluation import evaluate as run
 
     with _shown() as screen:
-        options = Options(name=name, weights=weights, fresh=fresh, watcher=screen)
+        options = Options(name=name, weights=weights, fresh=fresh, workers=workers, watcher=screen)
         results = run(
             model,
             protocols if len(protocols) > 1 else protocols[0],
@@ -103,13 +106,14 @@ def resume(
     run_dir: Annotated[Path, typer.Argument(help="Folder of the run.")],
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode images; default up to 4.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Finish an interrupted run."""
     from robench.evaluation import resume as run
 
     with _shown() as screen:
-        result = run(run_dir, device=device, batch_size=batch_size, watcher=screen)
+        result = run(run_dir, device=device, batch_size=batch_size, workers=workers, watcher=screen)
     _report([result], json)
 
 
