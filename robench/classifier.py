@@ -258,13 +258,15 @@ class Classifier:
         fits = logits.ndim == 2 and logits.shape[0] == DOOR_ROWS
         if not fits or (logits.shape[1] != classes if classes is not None else logits.shape[1] < least):
             wanted = f"{classes}" if classes is not None else f"at least {least}"
+            one_more = fits and classes is not None and logits.shape[1] == classes + 1
+            hint = " Drop the background class, if the first is one: `logits[:, 1:]`." if one_more else ""
             raise ModelError(
                 complaint(
                     self.name,
                     "logits",
                     f"of shape {tuple(logits.shape)}",
                     f"shape ({DOOR_ROWS}, {wanted})",
-                    f"The data set has {wanted} classes: return one logit for each.",
+                    f"The data set has {wanted} classes: return one logit for each.{hint}",
                 )
             )
         if not logits.is_floating_point():

@@ -15,7 +15,7 @@ Every message has one form, which `complaint` builds:
     <where>: `<argument>` is <value>; expected <constraint>. <What to do.>
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -68,3 +68,13 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     if close:
         return f"Did you mean {' or '.join(f'`{match}`' for match in close)}?"
     return f"Known: {', '.join(names)}." if names else ""
+
+
+def first_few(names: Sequence[str], most: int = 3) -> str:
+    """The first names of a list that may be long.
+
+    Example:
+      >>> first_few(["a", "b", "c", "d"])
+      'a, b, c ...'
+    """
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")

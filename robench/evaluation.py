@@ -20,7 +20,7 @@ from torch import Tensor
 from robench.adversarial import AdversarialImages
 from robench.attacks import REVISION
 from robench.classifier import Classifier
-from robench.data import Source, check_bundled, open_source
+from robench.data import Source, check_there, open_source
 from robench.data.source import ids_digest
 from robench.door import build_attack, look_at_model, model_record
 from robench.environment import environment
@@ -53,6 +53,7 @@ class Options:
       shard_size: examples written to disk together.
       fast_path: let attacks look at a faster copy of a module, once it is seen to give the same answers.
       compile: compile that copy, too: minutes that pay on a GPU in long runs.
+      workers: processes that decode image files; 0: none beside this one; None: up to four.
       watcher: is told of progress.
       save_adversarial: folder for the confirmed adversarial images, one `.npy` for each fooled example
         (`robench.adversarial`); several protocols get a sub-folder each.
@@ -65,6 +66,7 @@ class Options:
     shard_size: int = SHARD_SIZE
     fast_path: bool = True
     compile: bool = False
+    workers: int | None = None
     watcher: Watcher = dataclasses.field(default_factory=Silent)
     save_adversarial: str | Path | None = None
     showcase: Showcase | None = None
@@ -119,8 +121,9 @@ def evaluate(
         on float32 RGB images in [0, 1], shape (N, 3, H, W), that returns logits, shape (N, K).
       protocol: id (`mini-pgd-linf`), exact name (`mini-pgd-linf@1`), path of a TOML file, a
         `robench.protocol.Protocol`, or a list.
-      data: None for the protocol's own data; a folder with one sub-folder per class; a pair (images,
-        labels); or a `robench.data.Source`. Other data than the protocol's makes the result unofficial.
+      data: None for the protocol's own data; a folder, of the protocol's images or with one sub-folder
+        per class; a pair (images, labels); or a `robench.data.Source`. Other data than the protocol's
+        makes the result unofficial.
       limit: only the first so many examples, a random sample; makes the result partial.
       run_dir: folder of the run; by default `runs/<model>/<protocol>-<run key>`.
       device: by default where a handed-in module lies, else the CPU.
@@ -143,7 +146,7 @@ def evaluate(
     for entry in registered:  # a mistake in the last protocol must not cost the runs before it
         build_attack(entry.protocol)
         if data is None:
-            check_bundled(entry.protocol.data.source)
+            check_there(entry.protocol.data.source)
     chosen = options or Options()
     request = _Request(model, data, limit, device, batch_size, chosen)
     _check_numbers(request)
@@ -169,6 +172,7 @@ def resume(
     *,
     device: str | None = None,
     batch_size: int | None = None,
+    workers: int | None = None,
     watcher: Watcher | None = None,
     save_adversarial: str | Path | None = None,
 ) -> Result:
@@ -177,6 +181,7 @@ def resume(
     Args:
       run_dir: folder of the run.
       device, batch_size: as in `evaluate`.
+      workers: as in `Options`.
       watcher: is told of progress.
       save_adversarial: where the adversarial images lie now; by default where the run last kept them, if it did.
     Raises:
@@ -193,10 +198,14 @@ def resume(
         name=plan.model.name,
         weights=plan.weights,
         shard_size=plan.shard_size,
+        workers=workers,
         watcher=watcher or Silent(),
         save_adversarial=save_adversarial or _kept_in(run),
     )
-    request = _Request(plan.model.reference, plan.data.path, plan.data.limit, device, batch_size, options)
+    # A run without limit may have begun with all that was there of an incomplete set: more than that must do again.
+    limit = plan.data.limit or max(plan.data.count, plan.data.of)
+    request = _Request(plan.model.reference, plan.data.path, limit, device, batch_size, options)
+    _check_numbers(request)
     return _evaluate(request, Registered(plan.parsed_protocol(), plan.official), folder)
 
 
@@ -217,7 +226,14 @@ def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | N
     stages, budget = build_attack(protocol)
     with _same_random_state(request.device), _exact_arithmetic():
         classifier, loaded = _load(request)
-        source = open_source(protocol.data.source, request.data, resize=protocol.data.resize, crop=protocol.data.crop)
+        source = open_source(
+            protocol.data.source,
+            request.data,
+            resize=protocol.data.resize,
+            crop=protocol.data.crop,
+            limit=request.limit,
+            workers=options.workers,
+        )
         planned = _planned_data(protocol, source, request)
         gradients = any(stage.attack.gradients for stage in stages)
         caveats, batch = look_at_model(classifier, source, gradients=gradients)
@@ -307,6 +323,9 @@ def _check_numbers(request: _Request) -> None:
         if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
             error = DataError if name == "limit" else RunError
             raise error(complaint("evaluate", name, repr(value), "a whole number of at least 1"))
+    workers = request.options.workers
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise RunError(complaint("evaluate", "workers", repr(workers), "a whole number of at least 0"))
     if request.device is not None:
         try:
             torch.empty(0, device=request.device)

@@ -6,16 +6,18 @@ Not here: checks at the door (`evaluation`), the loop over slots (`attacks.drive
 import contextlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robench.adversarial import AdversarialImages
 from robench.attacks.drive import Example, Finished, Stage, drive
 from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source
+from robench.data.decoding import naming_dead_workers
 from robench.data.source import Unreadable, check_image, pixel_digest
 from robench.environment import environment
 from robench.errors import DataError, RunError, complaint
@@ -76,10 +78,11 @@ class Execution:
         details = {"segment": self.segment, "slots": self.slots, "missing_shards": len(missing)}
         details["save_adversarial"] = str(adversarial.folder.resolve()) if adversarial is not None else None
         run.record("start", {**details, "environment": environment()})
+        examples = self._examples(missing)
         stream = drive(
             stages,
             self.faster,
-            self._examples(missing),
+            examples,
             budget=budget,
             seed=self.protocol.seed,
             slots=self.slots,
@@ -87,7 +90,8 @@ class Execution:
             on_event=self._event,
         )
         try:
-            with contextlib.closing(stream):  # puts the model back even while an error is kept
+            # Closing puts the model back, and ends processes that decode, even while an error is kept.
+            with contextlib.closing(examples), contextlib.closing(stream), naming_dead_workers():
                 for finished in stream:
                     self._finish(finished)
         except KeyboardInterrupt:
@@ -96,11 +100,19 @@ class Execution:
                 run.record("interrupted", {"segment": self.segment})
             raise
 
-    def _examples(self, shards: Sequence[int]) -> Iterator[Example]:
+    def _examples(self, shards: Sequence[int]) -> Generator[Example, None, None]:
         """Examples of these shards, read as the driver asks for them."""
-        shape: torch.Size | None = None
         positions = [position for shard in shards for position in self.run.plan.examples_of(shard)]
-        for position, image in zip(positions, self.source.images(positions), strict=True):
+        images = self.source.images(positions)
+        try:
+            yield from self._checked(positions, images)
+        finally:
+            if isinstance(images, Generator):  # a source of the user's may be any iterator
+                images.close()
+
+    def _checked(self, positions: Sequence[int], images: Iterator[Tensor | Unreadable]) -> Iterator[Example]:
+        shape: torch.Size | None = None
+        for position, image in zip(positions, images, strict=True):
             example = self.source.ids[position]
             if isinstance(image, Unreadable):
                 self.watcher.notice(image.reason)

@@ -69,8 +69,8 @@ def test_a_model_whose_answer_depends_on_the_batch_is_refused() -> None:
 
 def test_the_wrong_number_of_classes_is_refused() -> None:
     _refused(
-        small_net(classes=5),
-        "m: `logits` is of shape (16, 5); expected shape (16, 4). "
+        small_net(classes=6),
+        "m: `logits` is of shape (16, 6); expected shape (16, 4). "
         "The data set has 4 classes: return one logit for each.",
     )
     _refused(
@@ -83,6 +83,14 @@ def test_the_wrong_number_of_classes_is_refused() -> None:
         nn.Sequential(small_net(), nn.Unflatten(1, (4, 1))).eval(),
         "m: `logits` is of shape (16, 4, 1); expected shape (16, 4). "
         "The data set has 4 classes: return one logit for each.",
+    )
+
+
+def test_one_logit_too_many_may_be_a_background_class() -> None:
+    _refused(
+        small_net(classes=5),
+        "m: `logits` is of shape (16, 5); expected shape (16, 4). The data set has 4 classes: "
+        "return one logit for each. Drop the background class, if the first is one: `logits[:, 1:]`.",
     )
 
 

@@ -113,7 +113,7 @@ def test_a_protocol_loads_and_its_attack_builds(path: Path) -> None:
 @pytest.mark.parametrize("path", PROTOCOLS, ids=lambda path: path.stem)
 def test_the_ids_of_a_bundled_protocol_are_those_of_its_data(path: Path) -> None:
     protocol = read_protocol(path)
-    opener = importlib.import_module("robench.data").CATALOGUE[protocol.data.source]
+    opener = importlib.import_module("robench.data").CATALOGUE.get(protocol.data.source)
     if opener is None:
         pytest.skip(f"{protocol.data.source} is not shipped")
     ids = importlib.import_module("robench.data.source").ids_digest(opener().ids)
@@ -170,6 +170,7 @@ def test_the_wheel_holds_what_runs_without_a_checkout(wheel: Path) -> None:
     expected = {f"robench_benchmarks/{path.name}" for path in PROTOCOLS}
     expected |= {"robench_benchmarks/protocols.lock", "robench_benchmarks/__init__.py"}
     expected |= {"robench/py.typed", "robench/data/mini/attack_set.webp"}
+    expected |= {f"robench/data/imagenet/{name}.txt.gz" for name in ("val_5000", "wnids")}
     recipes = sorted((ROOT / "robench" / "training" / "recipes").glob("*.toml"))
     weights = [path for path in (ROOT / "robench" / "zoo" / "weights").iterdir() if path.name != ".gitkeep"]
     code = sorted((ROOT / "robench").rglob("*.py"))

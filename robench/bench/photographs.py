@@ -12,7 +12,7 @@ import timm
 import torch
 from torch import Tensor, nn
 
-from robench.data.folder import read_image
+from robench.data.images import read_image
 from robench.errors import DataError, ModelError, complaint
 from robench.zoo import Normalised
 

@@ -18,7 +18,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     """Check versions, device, data, token and disk; exit code 1 if something is broken."""
     import torch
 
-    from robench.data import CATALOGUE
+    from robench.data import CATALOGUE, READERS
 
     report: dict[str, str] = dict(environment())
     broken = False
@@ -27,11 +27,13 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     else:
         report["device"] = f"CPU, {torch.get_num_threads()} threads"
     for name, opener in CATALOGUE.items():
-        if opener is None:
-            report[f"data {name}"] = "not shipped: give its folder with --data"
-            continue
         try:
             report[f"data {name}"] = f"bundled, {len(opener().ids)} examples, digest as pinned"
+        except (RobenchError, OSError) as error:
+            report[f"data {name}"], broken = f"BROKEN: {error}", True
+    for name in READERS:
+        try:
+            report[f"data {name}"] = _located(name)
         except (RobenchError, OSError) as error:
             report[f"data {name}"], broken = f"BROKEN: {error}", True
     token = os.environ.get("HF_TOKEN") or (Path.home() / ".cache/huggingface/token").exists()
@@ -48,3 +50,19 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
         out.print("Something is broken; see above." if broken else "Ready.")
     if broken:
         raise typer.Exit(1)
+
+
+def _located(name: str) -> str:
+    """Where a data set lies that is not shipped, who says so, and how much of it is there."""
+    from robench.data import FileSource, location_of, open_source
+    from robench.data.locations import way_to_name
+
+    location = location_of(name)
+    if location is None:
+        return f"not named: give its folder with --data, {way_to_name(name)}"
+    source = open_source(name, None, resize=None, crop=1, limit=1)
+    found = f"{location.path}, named by {location.origin}"
+    if not isinstance(source, FileSource) or source.missing is None:
+        return f"{found}: {len(source.ids)} images, none of the list"
+    there = len({*source.ids} - {example.id for example in source.missing})
+    return f"{found}: {there:,} of the list's {there + len(source.missing):,} images"

@@ -75,13 +75,16 @@ def _so_far(progress: Progress) -> str:
 def evaluate(
     model: Annotated[str, typer.Argument(help="`mini-resnet`, `timm:NAME`, a folder, or `module.path:function`.")],
     protocols: Annotated[list[str], typer.Argument(metavar="PROTOCOL...", help="Ids, `id@version`, or TOML files.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with one sub-folder per class.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Folder of the protocol's images, or with one sub-folder per class.")
+    ] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples: a partial result.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; default `runs/MODEL/PROTOCOL-KEY`.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A safetensors file for a named model.")] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode images; default up to 4.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     fast_path: Annotated[bool, typer.Option("--fast-path/--no-fast-path", help="Attack a faster copy.")] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile that copy: for long runs on a GPU.")] = False,
@@ -108,6 +111,7 @@ def evaluate(
             name=name,
             weights=weights,
             fresh=fresh,
+            workers=workers,
             fast_path=fast_path,
             compile=compiled,
             watcher=screen,
@@ -135,13 +139,21 @@ def resume(
     save_adversarial: Annotated[
         Path | None, typer.Option(help="Where the adversarial images lie now; default where they were kept.")
     ] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode images; default up to 4.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON on stdout.")] = False,
 ) -> None:
     """Finish an interrupted run."""
     from robench.evaluation import resume as run
 
     with _shown() as screen:
-        result = run(run_dir, device=device, batch_size=batch_size, watcher=screen, save_adversarial=save_adversarial)
+        result = run(
+            run_dir,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            watcher=screen,
+            save_adversarial=save_adversarial,
+        )
     _report([result], json)
 
 

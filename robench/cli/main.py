@@ -7,6 +7,7 @@ import typer
 from robench.cli.bench import bench
 from robench.cli.catalogue import list_, show
 from robench.cli.compare import compare
+from robench.cli.data import data
 from robench.cli.doctor import doctor
 from robench.cli.evaluate import evaluate, resume
 from robench.cli.screen import err
@@ -24,6 +25,7 @@ app = typer.Typer(
 app.command("list")(list_)
 for command in (show, evaluate, resume, compare, train, doctor, bench):
     app.command()(command)
+app.add_typer(data, name="data")
 
 
 @app.callback()

@@ -1,16 +1,30 @@
-"""Data sets by name. A data set is one file, one line here, and one row in the table of laws."""
+"""Data sets by name. A data set is one file or folder, one line here, and one row in the table of laws."""
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from robench.data.arrays import ArraySource
-from robench.data.folder import FolderSource
+from robench.data.decoding import Decoder
+from robench.data.files import FileSource
+from robench.data.folder import open_folder
+from robench.data.imagenet import open_imagenet
+from robench.data.locations import Location, locate, way_to_name
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
 from robench.data.source import Source, Unreadable, check_source
 from robench.errors import DataError, complaint
 
-__all__ = ["CATALOGUE", "ArraySource", "FolderSource", "Source", "Unreadable", "check_bundled", "open_source"]
+__all__ = [
+    "CATALOGUE",
+    "READERS",
+    "ArraySource",
+    "FileSource",
+    "Source",
+    "Unreadable",
+    "check_there",
+    "location_of",
+    "open_source",
+]
 
 
 def _mini() -> Source:
@@ -19,41 +33,67 @@ def _mini() -> Source:
     return ArraySource(images, labels, classes=CLASSES, ids=attack_set_ids(), name="mini")
 
 
-CATALOGUE: dict[str, Callable[[], Source] | None] = {
-    "mini": _mini,
-    "imagenet": None,  # never shipped: `data=` says where it lies
-}
-"""What opens a data set without being told where it lies, by its name in a protocol."""
+class Reader(Protocol):
+    """Finds the examples of a data set in a folder; see `open_imagenet` for the arguments."""
+
+    def __call__(self, root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> Source: ...
 
 
-def check_bundled(name: str) -> Callable[[], Source]:
-    """What opens a data set that is shipped.
+CATALOGUE: dict[str, Callable[[], Source]] = {"mini": _mini}
+"""What opens a data set that is shipped, by its name in a protocol."""
+
+READERS: dict[str, Reader] = {"imagenet": open_imagenet}
+"""What reads a data set that is not shipped."""
+
+
+def location_of(name: str) -> Location | None:
+    """Where a data set that is not shipped lies, as the environment or the configuration says; else None.
 
     Raises:
-      DataError: it is not shipped, or unknown.
+      DataError: the configuration is malformed.
     """
-    opener = CATALOGUE.get(name)
-    if opener is None:
-        advice = "Give `data=` (or `--data`): a folder with one sub-folder per class."
+    return locate(name, known=READERS)
+
+
+def check_there(name: str) -> Location | None:
+    """Where a protocol's own data lie; None where they are shipped.
+
+    Raises:
+      DataError: they are not shipped and nothing says where they lie, or they are unknown.
+    """
+    if name in CATALOGUE:
+        return None
+    location = location_of(name) if name in READERS else None
+    if location is None:
+        others = f", {way_to_name(name)}" if name in READERS else ""
+        advice = f"Give their folder as `data=` (or `--data`){others}."
         raise DataError(complaint("robench", "data", "none", f"the images of `{name}`", advice))
-    return opener
+    return location
 
 
-def open_source(name: str, data: Any, *, resize: int | None, crop: int) -> Source:
+def open_source(
+    name: str, data: Any, *, resize: int | None, crop: int, limit: int | None = None, workers: int | None = None
+) -> Source:
     """The examples of a protocol.
 
     Args:
       name: the data set the protocol asks for.
-      data: None for the protocol's own data; a folder with one sub-folder per class; a pair (images,
-        labels); or a `Source`.
+      data: None for the protocol's own data; a folder, of the protocol's images or with one sub-folder per
+        class; a pair (images, labels); or a `Source`.
       resize, crop: the view that the protocol ranks, in pixels; applied to folders.
+      limit: how many examples are wanted; a folder may then lack images of the protocol's.
+      workers: processes that decode files; 0: this one; None: up to four.
     Raises:
       DataError: there is nothing to read, or ids, labels or shapes are wrong.
     """
+    decoder = Decoder(resize, crop, workers)
+    source: Source
     if data is None:
-        source = check_bundled(name)()
+        source = _own_data(name, decoder, limit)
     elif isinstance(data, str | Path):
-        source = FolderSource(Path(data), resize=resize, crop=crop)
+        root, reader = Path(data), READERS.get(name)
+        named = reader(root, decoder, limit=limit, any_classes=True) if reader is not None else None
+        source = named or open_folder(root, decoder)
     elif isinstance(data, tuple) and len(data) == 2:
         source = ArraySource(*data)
     elif isinstance(data, Source):
@@ -63,3 +103,13 @@ def open_source(name: str, data: Any, *, resize: int | None, crop: int) -> Sourc
         raise DataError(complaint("robench", "data", type(data).__name__, expected))
     check_source(source, where=source.name)
     return source
+
+
+def _own_data(name: str, decoder: Decoder, limit: int | None) -> Source:
+    location = check_there(name)
+    if location is None:
+        return CATALOGUE[name]()
+    try:
+        return READERS[name](location.path, decoder, limit=limit, any_classes=False)
+    except DataError as error:
+        raise DataError(f"{error} ({location.origin} names {location.path}.)") from error

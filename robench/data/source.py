@@ -67,8 +67,9 @@ def ids_digest(ids: Iterable[str]) -> str:
 
 def pixel_digest(example: str, image: Tensor) -> int:
     """SHA-256 of id and float32 pixels, as a number, so that digests can be summed in any order."""
-    content = image.contiguous().cpu().numpy().astype("<f4", copy=False).tobytes()
-    return int.from_bytes(hashlib.sha256(example.encode() + b"\0" + content).digest(), "big")
+    digest = hashlib.sha256(example.encode() + b"\0")
+    digest.update(image.contiguous().cpu().numpy().astype("<f4", copy=False).data)
+    return int.from_bytes(digest.digest(), "big")
 
 
 def by_hash(ids: Sequence[str]) -> list[int]:

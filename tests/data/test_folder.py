@@ -6,31 +6,30 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision import transforms  # type: ignore[import-untyped]  # torchvision ships no annotations
+from torch import Tensor
 
-from robench.data.folder import FolderSource, read_image
-from robench.data.source import by_hash
+from robench.data.decoding import Decoder
+from robench.data.folder import open_folder
+from robench.data.images import read_image
+from robench.data.source import Unreadable, by_hash
 from robench.errors import DataError
 
 
-def _picture(width: int, height: int, seed: int = 0) -> NDArray[np.uint8]:
-    """Noise over broad waves, so that resizing has something to get wrong."""
-    noise = np.random.default_rng(seed).integers(0, 64, (height, width, 3))
-    waves = np.arange(height)[:, None, None] * 3 + np.arange(width)[None, :, None] * 5
-    return (waves % 192 + noise).astype(np.uint8)
+def _noise(seed: int) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (8, 9, 3), dtype=np.uint8)
 
 
 def _folder(root: Path, classes: dict[str, list[str]]) -> Path:
     for name, files in classes.items():
         (root / name).mkdir(parents=True)
         for number, file in enumerate(files):
-            Image.fromarray(_picture(9, 8, seed=number)).save(root / name / file)
+            Image.fromarray(_noise(number)).save(root / name / file)
     return root
 
 
 def test_order_is_by_hash_and_labels_by_rank_of_the_class(tmp_path: Path) -> None:
     _folder(tmp_path, {"zebra": ["a.png", "b.png"], "ant": ["a.png", "c.png"], "bee": ["x.bmp"]})
-    source = FolderSource(tmp_path, resize=None, crop=8)
+    source = open_folder(tmp_path, Decoder(None, 8))
     ids = ["ant/a.png", "ant/c.png", "bee/x.bmp", "zebra/a.png", "zebra/b.png"]
     assert source.ids == [ids[position] for position in by_hash(ids)]
     rank = {"ant": 0, "bee": 1, "zebra": 2}
@@ -38,6 +37,7 @@ def test_order_is_by_hash_and_labels_by_rank_of_the_class(tmp_path: Path) -> Non
     assert source.classes == 3
     assert source.name == "folder"
     for example, image in zip(source.ids, source.images(range(5)), strict=True):
+        assert isinstance(image, Tensor)
         assert torch.equal(image, read_image(tmp_path / example, resize=None, crop=8))
 
 
@@ -47,151 +47,29 @@ def test_what_is_no_example_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "cat" / "._a.png").write_bytes(b"what macOS puts beside a.png")
     (tmp_path / "readme.png").write_bytes(b"not in a class")
     (tmp_path / "dog").mkdir()  # a class without examples is a class all the same
-    source = FolderSource(tmp_path, resize=None, crop=8)
+    source = open_folder(tmp_path, Decoder(None, 8))
     assert sorted(source.ids) == ["cat/a.png", "cat/b.PNG"]
     assert source.classes == 2
 
 
-@pytest.mark.parametrize(
-    "size", [(301, 227), (227, 301), (257, 256), (256, 256), (225, 333), (333, 225), (1001, 259), (50, 47)]
-)
-def test_the_view_is_torchvisions_pixel_for_pixel(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = tmp_path / "picture.png"
-    Image.fromarray(_picture(*size)).save(path)
-    reference = transforms.Compose(
-        [
-            transforms.Resize(256, transforms.InterpolationMode.BILINEAR),
-            transforms.CenterCrop(224),
-            transforms.PILToTensor(),
-        ]
-    )
-    with Image.open(path) as file:
-        expected = reference(file.convert("RGB"))
-    found = read_image(path, resize=256, crop=224)
-    assert found.dtype == torch.float32
-    assert torch.equal((found * 255).round().to(torch.uint8), expected)
-    assert torch.equal(found, expected.to(torch.float32) / 255)
-
-
-@pytest.mark.parametrize("size", [(9, 8), (8, 8), (13, 11), (11, 14)])
-def test_the_crop_without_resizing_is_torchvisions_too(tmp_path: Path, size: tuple[int, int]) -> None:
-    path = tmp_path / "picture.png"
-    Image.fromarray(_picture(*size)).save(path)
-    with Image.open(path) as file:
-        expected = transforms.Compose([transforms.CenterCrop(8), transforms.PILToTensor()])(file.convert("RGB"))
-    assert torch.equal(read_image(path, resize=None, crop=8), expected.to(torch.float32) / 255)
-
-
-def test_grey_images_have_three_equal_channels(tmp_path: Path) -> None:
-    grey = _picture(10, 10)[:, :, 0]
-    Image.fromarray(grey).save(tmp_path / "grey.png")
-    image = read_image(tmp_path / "grey.png", resize=None, crop=10)
-    assert torch.equal(image, torch.from_numpy(grey).to(torch.float32).expand(3, -1, -1) / 255)
-
-
-def test_cmyk_images_become_rgb(tmp_path: Path) -> None:
-    # ImageNet has such JPEGs. No ink is white, all inks but one leave one colour, black is black.
-    inks = {
-        (0, 0, 0, 0): (1, 1, 1),
-        (0, 255, 255, 0): (1, 0, 0),
-        (255, 255, 0, 0): (0, 0, 1),
-        (0, 0, 0, 255): (0, 0, 0),
-    }
-    for number, (ink, colour) in enumerate(inks.items()):
-        path = tmp_path / f"{number}.jpg"
-        Image.new("CMYK", (16, 16), ink).save(path, quality=100)
-        image = read_image(path, resize=None, crop=16)
-        assert image.shape == (3, 16, 16)
-        assert torch.allclose(image, torch.tensor(colour, dtype=torch.float32)[:, None, None], atol=0.02)
-
-
-def test_palettes_and_transparency_become_rgb(tmp_path: Path) -> None:
-    picture = Image.fromarray(_picture(12, 12))
-    plain = torch.from_numpy(np.array(picture)).permute(2, 0, 1).to(torch.float32) / 255
-    opaque = picture.copy()
-    opaque.putalpha(Image.new("L", (12, 12), 7))
-    opaque.save(tmp_path / "alpha.png")
-    assert torch.equal(read_image(tmp_path / "alpha.png", resize=None, crop=12), plain)
-    picture.quantize(256).save(tmp_path / "palette.png")
-    assert (read_image(tmp_path / "palette.png", resize=None, crop=12) - plain).abs().mean() < 0.05
-
-
-def test_sixteen_bits_are_refused_because_pillow_would_clip_them(tmp_path: Path) -> None:
-    deep = (np.arange(100, dtype=np.uint16) * 600).reshape(10, 10)
-    Image.fromarray(deep).save(tmp_path / "deep.png")
-    message = r"deep\.png: `image` is of mode I(;16)?; expected 8 bits a channel\. Convert it to 8 bits first\.$"
-    with pytest.raises(DataError, match=message):
-        read_image(tmp_path / "deep.png", resize=None, crop=10)
-
-
-def _broken(tmp_path: Path) -> dict[str, Path]:
-    whole = tmp_path / "whole.png"
-    Image.fromarray(_picture(40, 50)).save(whole)
-    content = whole.read_bytes()
-    broken = {
-        "text.png": b"not an image",
-        "empty.jpg": b"",
-        "half.png": content[: len(content) // 2],
-        "header.png": content[:20],
-        "chunk.png": content.replace(b"IDAT", b"I\x7fAT"),
-    }
-    for name, damaged in broken.items():
-        (tmp_path / name).write_bytes(damaged)
-    return {name: tmp_path / name for name in broken}
-
-
-def test_an_unreadable_file_is_named(tmp_path: Path) -> None:
-    for name, path in _broken(tmp_path).items():
-        message = rf"{name}: `image` is unreadable \(.+\); expected an image that Pillow decodes\.$"
-        with pytest.raises(DataError, match=message):
-            read_image(path, resize=None, crop=10)
-
-
 def test_a_file_that_vanished_is_named(tmp_path: Path) -> None:
-    source = FolderSource(_folder(tmp_path, {"cat": ["a.png"]}), resize=None, crop=8)
+    source = open_folder(_folder(tmp_path, {"cat": ["a.png"]}), Decoder(None, 8))
     (tmp_path / "cat" / "a.png").unlink()
-    with pytest.raises(DataError, match=r"cat/a\.png: `image` is unreadable \(.*No such file"):
-        list(source.images([0]))
-
-
-def test_damage_anywhere_in_a_file_never_escapes_as_another_error(tmp_path: Path) -> None:
-    chance = np.random.default_rng(0)
-    outcomes = {"read": 0, "refused": 0}
-    for suffix in ("png", "jpg", "bmp", "webp"):
-        path = tmp_path / f"image.{suffix}"
-        Image.fromarray(_picture(24, 30)).save(path)
-        content = np.frombuffer(path.read_bytes(), dtype=np.uint8)
-        for _ in range(100):
-            damaged = content.copy()
-            places = chance.integers(0, min(len(content), 120), 3)
-            damaged[places] = chance.integers(0, 256, 3)
-            path.write_bytes(damaged.tobytes())
-            try:
-                assert read_image(path, resize=None, crop=8).shape == (3, 8, 8)
-                outcomes["read"] += 1
-            except DataError:
-                outcomes["refused"] += 1
-    assert min(outcomes.values()) > 20
-
-
-@pytest.mark.parametrize("size", [(223, 300), (300, 223), (1, 1)])
-def test_too_small_an_image_is_refused(tmp_path: Path, size: tuple[int, int]) -> None:
-    Image.fromarray(_picture(*size)).save(tmp_path / "small.png")
-    message = rf"small\.png: `image` is {size[0]}x{size[1]} pixels; expected at least 224x224 pixels\.$"
-    with pytest.raises(DataError, match=message):
-        read_image(tmp_path / "small.png", resize=None, crop=224)
+    reason = "cat/a.png: `image` is unreadable (No such file or directory); expected an image that Pillow decodes."
+    assert list(source.images([0])) == [Unreadable(reason)]
+    assert len(source.content_sha256) == 64
 
 
 def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     message = r"missing: `data` is no folder; expected a folder with one sub-folder per class\.$"
     with pytest.raises(DataError, match=message):
-        FolderSource(tmp_path / "missing", resize=None, crop=8)
+        open_folder(tmp_path / "missing", Decoder(None, 8))
 
 
 def test_a_file_is_no_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(DataError, match=r"file: `data` is no folder; expected"):
-        FolderSource(tmp_path / "file", resize=None, crop=8)
+        open_folder(tmp_path / "file", Decoder(None, 8))
 
 
 @pytest.mark.parametrize("layout", ["nothing", "empty class", "images without classes"])
@@ -199,13 +77,13 @@ def test_a_folder_without_examples_is_refused(tmp_path: Path, layout: str) -> No
     if layout == "empty class":
         (tmp_path / "cat").mkdir()
     if layout == "images without classes":
-        Image.fromarray(_picture(9, 9)).save(tmp_path / "a.png")
+        Image.fromarray(_noise(0)).save(tmp_path / "a.png")
     message = (
         r": `data` is empty; expected images in one sub-folder per class\. "
         r"Lay the images out as .*/<class>/<name>\.png\.$"
     )
     with pytest.raises(DataError, match=message):
-        FolderSource(tmp_path, resize=None, crop=8)
+        open_folder(tmp_path, Decoder(None, 8))
 
 
 def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -216,4 +94,17 @@ def test_a_file_name_that_is_no_text_is_refused(tmp_path: Path) -> None:
     except OSError:
         pytest.skip("this file system takes UTF-8 names only")
     with pytest.raises(DataError, match=r"`ids` is 'cat/\\udcff\.png'; expected ids in UTF-8 without line breaks\.$"):
-        FolderSource(tmp_path, resize=None, crop=8)
+        open_folder(tmp_path, Decoder(None, 8))
+
+
+def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    message = (
+        r": `data` is unreadable \(Permission denied\); expected a folder that can be read\. "
+        r"Check the path, and who may read it\.$"
+    )
+    with pytest.raises(DataError, match=message):
+        open_folder(tmp_path, Decoder(None, 8))

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robench.data import CATALOGUE, ArraySource, FolderSource, Source, open_source
+from robench.data import CATALOGUE, ArraySource, FileSource, Source, open_source
 from robench.data.source import by_hash, check_ids, check_image, check_source, ids_digest, pixel_digest
 from robench.errors import DataError
 from robench.registry import load_protocol
@@ -74,12 +74,11 @@ def test_the_mini_set_is_the_one_that_its_protocol_pins() -> None:
 
 def test_every_data_set_of_the_catalogue_keeps_the_laws() -> None:
     for name, opener in CATALOGUE.items():
-        if opener is None:
-            continue
         source = opener()
         check_source(source, where=name)
         assert [source.ids[position] for position in by_hash(source.ids)] == list(source.ids)
         for position, image in zip((0, 5, 5), source.images([0, 5, 5]), strict=True):
+            assert isinstance(image, Tensor)
             check_image(image, source.ids[position])
         assert source.classes is not None
         assert set(source.labels) == set(range(source.classes))
@@ -97,7 +96,7 @@ def test_data_is_opened_by_what_it_is(tmp_path: Path) -> None:
     (tmp_path / "cat").mkdir()
     Image.new("RGB", (8, 8)).save(tmp_path / "cat" / "a.png")
     for data in (tmp_path, str(tmp_path)):
-        assert isinstance(open_source("mini", data, resize=None, crop=4), FolderSource)
+        assert isinstance(open_source("mini", data, resize=None, crop=4), FileSource)
 
 
 @pytest.mark.parametrize("data", [[torch.zeros(2, 3, 4, 4), [0, 1]], 3, (1, 2, 3), object()])
@@ -107,14 +106,16 @@ def test_what_is_no_data_is_refused(data: Any) -> None:
         open_source("mini", data, resize=None, crop=4)
 
 
-@pytest.mark.parametrize("name", ["imagenet", "no-such-set"])
-def test_data_that_is_not_shipped_is_asked_for(name: str) -> None:
+def test_data_that_is_not_shipped_is_asked_for() -> None:
     message = (
-        rf"^robench: `data` is none; expected the images of `{name}`\. "
-        r"Give `data=` \(or `--data`\): a folder with one sub-folder per class\.$"
+        r"^robench: `data` is none; expected the images of `imagenet`\. Give their folder as `data=` \(or `--data`\), "
+        r"set ROBENCH_IMAGENET, or write `imagenet` under `\[data\]` into .*robench/config\.toml\.$"
     )
     with pytest.raises(DataError, match=message):
-        open_source(name, None, resize=256, crop=224)
+        open_source("imagenet", None, resize=256, crop=224)
+    message = r"expected the images of `no-such-set`\. Give their folder as `data=` \(or `--data`\)\.$"
+    with pytest.raises(DataError, match=message):
+        open_source("no-such-set", None, resize=256, crop=224)
 
 
 @pytest.mark.parametrize(

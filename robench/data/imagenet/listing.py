@@ -1,0 +1,68 @@
+"""The 1,000 classes of ImageNet, and the 5,000 images of its validation set that protocols use.
+
+The list is RobustBench's. With the 50,000 files sorted by `wnid/name`, it is what `torch.manual_seed(0)`, two int64
+draws and `torch.randperm(50000)[:5000]` give; 997 classes occur in it.
+"""
+
+import gzip
+import hashlib
+import importlib.resources
+import re
+from functools import cache
+
+from robench.errors import DataError, complaint
+
+_SHA256 = {
+    "val_5000.txt.gz": "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574",
+    "wnids.txt.gz": "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
+}
+"""Of the uncompressed lines, joined by newlines, without a final one."""
+_ID = re.compile(r"ILSVRC2012_val_[0-9]{8}(?![0-9])")
+
+
+def wnids() -> tuple[str, ...]:
+    """The classes, sorted: a label is the rank of its wnid.
+
+    Raises:
+      DataError: the shipped list was changed.
+    """
+    return _lines("wnids.txt.gz")
+
+
+@cache
+def listed() -> dict[str, int]:
+    """Label of each of the 5,000 images by its id, in protocol order.
+
+    Raises:
+      DataError: the shipped list was changed.
+    Example:
+      >>> len(listed()), next(iter(listed().items()))
+      (5000, ('ILSVRC2012_val_00015253', 979))
+    """
+    rank = {wnid: label for label, wnid in enumerate(wnids())}
+    pairs = (line.split("/") for line in _lines("val_5000.txt.gz"))
+    return {name.removesuffix(".JPEG"): rank[wnid] for wnid, name in pairs}
+
+
+def id_of(file: str) -> str | None:
+    """The id of a validation image, whatever a reader's file name adds to it; None: it is none.
+
+    Example:
+      >>> id_of("ILSVRC2012_val_00000293_n02123159.JPEG")
+      'ILSVRC2012_val_00000293'
+    """
+    found = _ID.match(file)
+    return found.group() if found else None
+
+
+@cache
+def _lines(file: str) -> tuple[str, ...]:
+    where, advice = f"robench/data/imagenet/{file}", "Install robench again."
+    try:
+        content = gzip.decompress((importlib.resources.files("robench.data.imagenet") / file).read_bytes())
+    except (OSError, EOFError) as error:
+        raise DataError(complaint(where, "file", f"unreadable ({error})", "the shipped list", advice)) from error
+    found = hashlib.sha256(content).hexdigest()
+    if found != _SHA256[file]:
+        raise DataError(complaint(where, "sha256", found, _SHA256[file], advice))
+    return tuple(content.decode().split("\n"))

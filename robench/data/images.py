@@ -1,0 +1,74 @@
+"""One image file: decoded, resized, cropped.
+
+Not here: many files (`decoding.py`), and which files there are (`files.py` and the data sets).
+"""
+
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from robench.errors import DataError, complaint
+
+SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
+
+
+def is_image(name: str) -> bool:
+    """Whether a file of this name is taken for an image; what macOS puts beside one is none."""
+    return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
+
+
+def read_pixels(path: Path, *, resize: int | None, crop: int, name: str | None = None) -> NDArray[np.uint8]:
+    """Decode one image, resize its shorter side (bilinear, Pillow), and crop its centre; shape (3, crop, crop).
+
+    Args:
+      path: the file.
+      resize: length of the shorter side after resizing, in pixels; None: as it is.
+      crop: side of the centre crop, in pixels.
+      name: what messages call the file; by default its path.
+    Raises:
+      DataError: the file cannot be decoded, has more than 8 bits a channel, or is smaller than the crop.
+    """
+    where = name or str(path)
+    try:
+        with Image.open(BytesIO(path.read_bytes())) as file:
+            mode, image = file.mode, file.convert("RGB")
+    except Exception as error:  # a broken file makes Pillow raise SyntaxError, ValueError and others, too
+        found = f"unreadable ({_reason(error)})"
+        raise DataError(complaint(where, "image", found, "an image that Pillow decodes")) from error
+    if mode.startswith(("I", "F")):  # Pillow clips these to 255: mostly white
+        advice = "Convert it to 8 bits first."
+        raise DataError(complaint(where, "image", f"of mode {mode}", "8 bits a channel", advice))
+    if resize is not None:
+        shorter = min(image.size)
+        size = (resize * image.width // shorter, resize * image.height // shorter)
+        image = image.resize(size, Image.Resampling.BILINEAR)
+    if min(image.size) < crop:
+        found = f"{image.width}x{image.height} pixels"
+        raise DataError(complaint(where, "image", found, f"at least {crop}x{crop} pixels"))
+    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
+    pixels = np.asarray(image.crop((left, top, left + crop, top + crop)))
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def as_image(pixels: NDArray[np.uint8]) -> Tensor:
+    """Bytes as an image: float32 in [0, 1], the same shape."""
+    return torch.from_numpy(pixels).to(torch.float32).div_(255)
+
+
+def read_image(path: Path, *, resize: int | None, crop: int) -> Tensor:
+    """`read_pixels` as an image: float32 in [0, 1], shape (3, crop, crop)."""
+    return as_image(read_pixels(path, resize=resize, crop=crop))
+
+
+def _reason(error: Exception) -> str:
+    """One line without paths or addresses, so that every machine says the same."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no image that Pillow knows"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return " ".join(str(error).split()) or type(error).__name__

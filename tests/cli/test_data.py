@@ -1,0 +1,127 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from robench.cli.main import app
+from robench.data.imagenet.listing import listed
+from robench.errors import DataError
+from robench.registry import load_protocol, shipped_folder
+from robench.result import Result
+from tests.photographs import listed_images, wnid_folders
+
+
+def _check(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["data", "check", *arguments])
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+def _json(*arguments: str) -> tuple[int, Any]:
+    code, stdout = _check(*arguments, "--json")
+    return code, json.loads(stdout)
+
+
+def _cells(stdout: str) -> str:
+    """The second column of a table, without spaces."""
+    return "".join(line.split("│")[2] for line in stdout.splitlines() if line.count("│") == 3).replace(" ", "")
+
+
+@pytest.fixture
+def small_view(tmp_path: Path) -> str:
+    """The protocol on ImageNet with a small crop, so that 5,000 images are read in seconds."""
+    text = (shipped_folder() / "pgd-linf.toml").read_text().replace("crop = 224", "crop = 8")
+    path = tmp_path / "small.toml"
+    path.write_text(text.replace("resize = 256  #", "resize = 8  #"))
+    return str(path)
+
+
+def test_the_mini_suite_is_ready_and_has_the_pixels_of_its_results(tmp_path: Path) -> None:
+    code, report = _json("mini-pgd-linf")
+    assert code == 0
+    assert report["ok"] is report["ids_are_the_protocols"] is True
+    assert (report["protocol"], report["source"], report["count"]) == ("mini-pgd-linf@1", "mini", 512)
+    assert report["missing"] == report["missing_classes"] == report["unreadable"] == []
+    assert report["ids_sha256"] == load_protocol("mini-pgd-linf@1").data.ids_sha256
+    code, stdout = _check("mini-pgd-linf")
+    assert code == 0
+    assert report["pixels_sha256"] in _cells(stdout)
+    assert stdout.rstrip().endswith("Ready.")
+
+
+def test_the_pixels_are_those_of_a_result(tmp_path: Path) -> None:
+    from robench.evaluation import evaluate
+
+    text = (shipped_folder() / "mini-pgd-linf.toml").read_text()
+    clean = text[: text.index("[attack]")] + '[score]\nscoring = "any iterate"\n'
+    (tmp_path / "clean.toml").write_text(clean.replace('"active"', '"draft"'))
+    result: Result = evaluate("mini-resnet", tmp_path / "clean.toml", run_dir=tmp_path / "run")
+    assert _json("mini-pgd-linf")[1]["pixels_sha256"] == result.data.pixels_sha256
+
+
+def test_the_whole_list_is_ready_however_it_is_named(
+    tmp_path: Path, small_view: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = listed_images(tmp_path / "root" / "val", suffix=True).parent
+    monkeypatch.setenv("ROBENCH_IMAGENET", str(root))
+    code, report = _json(small_view)
+    assert (code, report["ok"], report["count"], report["missing_classes"]) == (0, True, 5000, [])
+
+
+def test_what_is_missing_or_cannot_be_read_is_named(tmp_path: Path, small_view: str) -> None:
+    root = listed_images(tmp_path / "val", count=70, flat=True)
+    broken = list(listed())[7]
+    (root / f"{broken}.JPEG").unlink()
+    (root / f"{broken}.JPEG").write_bytes(b"")
+    code, report = _json(small_view, "--data", str(root))
+    assert (code, report["ok"], report["ids_are_the_protocols"], report["count"]) == (1, False, False, 70)
+    assert report["missing"] == list(listed())[70:]
+    assert len(report["missing_classes"]) == 997 - len(set(list(listed().values())[:70]))
+    assert report["unreadable"] == [
+        f"{broken}.JPEG: `image` is unreadable (no image that Pillow knows); expected an image that Pillow decodes."
+    ]
+    code, stdout = _check(small_view, "--data", str(root), "--workers", "0")
+    assert code == 1
+    cells = _cells(stdout)
+    assert "4930:" + ",".join(list(listed())[70:75]) + "..." in cells
+    assert "70,pgd-linf@1has5000" in cells
+    assert "NOTtheprotocol's" in cells
+    assert "Not the data of pgd-linf@1, or not all of it can be read; see above." in stdout
+
+
+def test_other_photographs_are_not_the_protocols(tmp_path: Path) -> None:
+    code, report = _json("pgd-linf", "--data", str(wnid_folders(tmp_path)))
+    assert (code, report["ids_are_the_protocols"], report["count"], report["unreadable"]) == (1, False, 20, [])
+    assert len(report["missing_classes"]) == 1000 - 19
+
+
+def test_no_data_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"^robench: `data` is none; expected the images of `imagenet`\."):
+        _check("pgd-linf")
+
+
+def _doctor() -> tuple[int, str]:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    return result.exit_code, json.loads(result.stdout)["data imagenet"]
+
+
+def test_doctor_says_where_imagenet_is_and_who_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, found = _doctor()
+    assert code == 0
+    assert found.startswith("not named: give its folder with --data, set ROBENCH_IMAGENET, or write `imagenet` under ")
+    root = listed_images(tmp_path / "some", count=5)
+    monkeypatch.setenv("ROBENCH_IMAGENET", str(root))
+    assert _doctor() == (0, f"{root}, named by ROBENCH_IMAGENET: 5 of the list's 5,000 images")
+    monkeypatch.delenv("ROBENCH_IMAGENET")
+    file = tmp_path / "robench" / "config.toml"
+    file.parent.mkdir()
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    file.write_text(f'[data]\nimagenet = "{wnid_folders(tmp_path / "other")}"\n')
+    assert _doctor() == (0, f"{tmp_path / 'other'}, named by {file}: 20 images, none of the list")
+    file.write_text('[data]\nimagenet = "/nowhere"\n')
+    code, found = _doctor()
+    assert code == 1
+    assert found.startswith("BROKEN: /nowhere: `data` is missing; expected a folder of ImageNet's validation images.")
