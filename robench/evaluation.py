@@ -1,75 +1,34 @@
 """Evaluates a model under a protocol: the one room that knows records and computation.
 
-Protocol, model and data are checked at the door; then the driver attacks what the run folder still
-misses, shard by shard, and the shards are merged into a result.
+What was prepared is attacked shard by shard into a run folder, and the shards are merged into a result.
 
-Not here: how attacks work (`attacks`), and what is on disk (`runs`).
+Not here: what is checked before (`preparation`), how attacks work (`attacks`), and what is on disk (`runs`).
 """
 
 import dataclasses
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import torch
-from torch import Tensor
 
 from robench.adversarial import AdversarialImages
-from robench.attacks import REVISION
-from robench.classifier import Classifier
-from robench.data import Source, check_there, open_source
-from robench.data.source import ids_digest
-from robench.door import build_attack, look_at_model, model_record
+from robench.data import check_there
+from robench.door import build_attack
 from robench.environment import environment
-from robench.errors import DataError, RunError, complaint
+from robench.errors import RunError, complaint
 from robench.execution import Execution
-from robench.fastpath import COMPILED, MEASURES, best_batch_size, pass_rate, quicken
+from robench.preparation import Options, Prepared, Request, check_numbers, prepared, same_random_state
 from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered, resolve
 from robench.result import ModelRecord, Result, read_result
-from robench.runs import Plan, PlannedData, Run, run_key
-from robench.showcase import Showcase
-from robench.zoo import Loaded
+from robench.runs import Plan, Run
 from robench.zoo import resolve as resolve_model
 
-SHARD_SIZE = 64
-"""Examples that are written to disk together."""
-CPU_SLOTS = 32
-"""Examples attacked at a time on a CPU: more waste padding in the tail, fewer lose speed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """What is rarely needed.
-
-    Attributes:
-      name: what to call a model that was handed in; by default its class or function.
-      weights: safetensors file for a named model.
-      fresh: start over instead of resuming or reusing the run in this folder.
-      shard_size: examples written to disk together.
-      fast_path: let attacks look at a faster copy of a module, once it is seen to give the same answers.
-      compile: compile that copy, too: minutes that pay on a GPU in long runs.
-      workers: processes that decode image files; 0: none beside this one; None: up to four.
-      watcher: is told of progress.
-      save_adversarial: folder for the confirmed adversarial images, one `.npy` for each fooled example
-        (`robench.adversarial`); several protocols get a sub-folder each.
-      showcase: is filled with a few examples to look at.
-    """
-
-    name: str | None = None
-    weights: str | Path | None = None
-    fresh: bool = False
-    shard_size: int = SHARD_SIZE
-    fast_path: bool = True
-    compile: bool = False
-    workers: int | None = None
-    watcher: Watcher = dataclasses.field(default_factory=Silent)
-    save_adversarial: str | Path | None = None
-    showcase: Showcase | None = None
+__all__ = ["Options", "evaluate", "resume"]
 
 
 @overload
@@ -148,10 +107,10 @@ def evaluate(
         if data is None:
             check_there(entry.protocol.data.source)
     chosen = options or Options()
-    request = _Request(model, data, limit, device, batch_size, chosen)
-    _check_numbers(request)
+    request = Request(model, data, limit, device, batch_size, chosen)
+    check_numbers(request)
     if isinstance(model, str):
-        with _same_random_state(device):
+        with same_random_state(device):
             request = dataclasses.replace(request, model=resolve_model(model, weights=chosen.weights))
     for name, entry in zip(names, registered, strict=True):
         if str(name) == entry.protocol.id:
@@ -198,189 +157,74 @@ def resume(
         name=plan.model.name,
         weights=plan.weights,
         shard_size=plan.shard_size,
+        engine=plan.engine,
         workers=workers,
         watcher=watcher or Silent(),
         save_adversarial=save_adversarial or _kept_in(run),
     )
     # A run without limit may have begun with all that was there of an incomplete set: more than that must do again.
     limit = plan.data.limit or max(plan.data.count, plan.data.of)
-    request = _Request(plan.model.reference, plan.data.path, limit, device, batch_size, options)
-    _check_numbers(request)
+    request = Request(plan.model.reference, plan.data.path, limit, device, batch_size, options)
+    check_numbers(request)
     return _evaluate(request, Registered(plan.parsed_protocol(), plan.official), folder)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """The arguments of `evaluate` that hold for every protocol."""
-
-    model: Any
-    data: Any
-    limit: int | None
-    device: str | torch.device | None
-    batch_size: int | None
-    options: Options
-
-
-def _evaluate(request: _Request, registered: Registered, run_dir: str | Path | None) -> Result:
-    protocol, options = registered.protocol, request.options
-    stages, budget = build_attack(protocol)
-    with _same_random_state(request.device), _exact_arithmetic():
-        classifier, loaded = _load(request)
-        source = open_source(
-            protocol.data.source,
-            request.data,
-            resize=protocol.data.resize,
-            crop=protocol.data.crop,
-            limit=request.limit,
-            workers=options.workers,
-        )
-        planned = _planned_data(protocol, source, request)
-        gradients = any(stage.attack.gradients for stage in stages)
-        caveats, batch = look_at_model(classifier, source, gradients=gradients)
-        model = model_record(classifier, loaded, batch.shape[2:])
-        fast = quicken(classifier, batch, measures=_measures(options) if stages else (), gradients=gradients)
-        plan = Plan(
-            key=run_key(
-                protocol_digest=protocol.digest,
-                official=registered.official,
-                model=model,
-                data=planned,
-                attack_revision=REVISION,
-            ),
-            protocol=protocol.model_dump(mode="json", by_alias=True, exclude_none=True),
-            official=registered.official,
-            model=model,
-            weights=str(Path(options.weights).resolve()) if options.weights is not None else None,
-            data=planned,
-            shard_size=options.shard_size,
-            attack_revision=REVISION,
-            fast_path=fast.measures,
-            caveats=tuple(caveats),
-        )
-        folder = Path(run_dir) if run_dir is not None else default_folder(plan, protocol)
+def _evaluate(request: Request, registered: Registered, run_dir: str | Path | None) -> Result:
+    options = request.options
+    with prepared(request, registered) as scene:
+        folder = Path(run_dir) if run_dir is not None else default_folder(scene.plan, scene.protocol)
         adversarial = None
         if options.save_adversarial is not None:
-            adversarial = AdversarialImages(Path(options.save_adversarial), folder, plan.key)
+            adversarial = AdversarialImages(Path(options.save_adversarial), folder, scene.plan.key)
             adversarial.claim()
         if options.fresh and folder.exists():
             _clear(folder)
-        run = Run.create(folder, plan)
-        _check_same_function(run, model)
+        run = Run.create(folder, scene.plan)
+        _check_same_function(run, scene.plan.model)
         with run.locked():
             if adversarial is not None and options.fresh:
                 adversarial.clear()
-            if run.plan.fast_path != fast.measures:
-                fast = quicken(classifier, batch, measures=run.plan.fast_path, gradients=gradients)
+            if run.plan.fast_path != scene.fast.measures:
+                scene = scene.with_measures(run.plan.fast_path)
             if run.finished:
                 options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
                 result = read_result(folder)
                 if adversarial is not None:
                     adversarial.check(result.read_outcomes())
             else:
-                run.record("fast path", {"measures": fast.measures, "notes": fast.notes})
-                for note in fast.notes:
-                    options.watcher.notice(note)
-                work = Execution(
-                    run,
-                    classifier=classifier,
-                    faster=fast.classifier,
-                    source=source,
-                    slots=request.batch_size or _slots(fast.classifier, batch),
-                    watcher=options.watcher,
-                )
-                work.attack(stages, budget, adversarial=adversarial)
-                result = run.merge(environment())
-                options.watcher.end(result)
+                result = _carry_out(run, scene, options, adversarial)
         if options.showcase is not None:
             options.watcher.notice("Attacking a few examples again, to show them.")
-            models, outcomes = (fast.classifier, classifier), result.read_outcomes()
-            options.showcase.fill(outcomes, protocol, source, stages=stages, budget=budget, models=models)
+            models, outcomes = (scene.fast.classifier, scene.classifier), result.read_outcomes()
+            options.showcase.fill(
+                outcomes, scene.protocol, scene.source, stages=scene.stages, budget=scene.budget, models=models
+            )
     return result
 
 
-def _measures(options: Options) -> tuple[str, ...]:
-    """What the options allow to make the model faster."""
-    return (*MEASURES, COMPILED)[: len(MEASURES) + options.compile] if options.fast_path else ()
-
-
-def _slots(classifier: Classifier, batch: Tensor) -> int:
-    """Examples attacked at a time where the caller does not say."""
-    if classifier.device.type == "cpu":
-        return CPU_SLOTS
-    rows = batch.to(classifier.device)
-    return best_batch_size(lambda size: pass_rate(classifier, rows[torch.arange(size) % len(rows)]))
+def _carry_out(run: Run, scene: Prepared, options: Options, adversarial: AdversarialImages | None) -> Result:
+    """Attack what the run still misses, and fold it into the result."""
+    run.record("fast path", {"measures": scene.fast.measures, "notes": scene.fast.notes})
+    for note in scene.fast.notes:
+        options.watcher.notice(note)
+    work = Execution(
+        run,
+        classifier=scene.classifier,
+        faster=scene.fast.classifier,
+        source=scene.source,
+        slots=scene.slots,
+        watcher=options.watcher,
+    )
+    work.attack(scene.stages, scene.budget, adversarial=adversarial)
+    result = run.merge(environment())
+    options.watcher.end(result)
+    return result
 
 
 def default_folder(plan: Plan, protocol: Protocol) -> Path:
     """`runs/<model>/<protocol>-<first 8 digits of the run key>`."""
     model = re.sub(r"[^A-Za-z0-9._-]+", "-", plan.model.name).strip("-.") or "model"
     return Path("runs") / model / f"{protocol.id}-{plan.key[:8]}"
-
-
-def _check_numbers(request: _Request) -> None:
-    numbers = {"limit": request.limit, "batch_size": request.batch_size, "shard_size": request.options.shard_size}
-    for name, value in numbers.items():
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-            error = DataError if name == "limit" else RunError
-            raise error(complaint("evaluate", name, repr(value), "a whole number of at least 1"))
-    workers = request.options.workers
-    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
-        raise RunError(complaint("evaluate", "workers", repr(workers), "a whole number of at least 0"))
-    if request.device is not None:
-        try:
-            torch.empty(0, device=request.device)
-        except (RuntimeError, AssertionError) as failure:
-            found, advice = f"`{request.device}`", "`robench doctor` shows what is there."
-            raise RunError(complaint("evaluate", "device", found, "a device of this machine", advice)) from failure
-
-
-@contextmanager
-def _same_random_state(device: str | torch.device | None) -> Iterator[None]:
-    """Leave the caller's generators as they are, whatever the model draws."""
-    on_gpu = device is not None and torch.device(device).type == "cuda"
-    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if on_gpu else []):
-        yield
-
-
-@contextmanager
-def _exact_arithmetic() -> Iterator[None]:
-    """Switch TF32 off on GPUs, and back to what it was."""
-    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("highest")
-        torch.backends.cudnn.allow_tf32 = False
-        yield
-    finally:
-        torch.set_float32_matmul_precision(matmul)
-        torch.backends.cudnn.allow_tf32 = convolution
-
-
-def _load(request: _Request) -> tuple[Classifier, Loaded | None]:
-    options = request.options
-    loaded = resolve_model(request.model, weights=options.weights) if isinstance(request.model, str) else request.model
-    if not isinstance(loaded, Loaded):
-        return Classifier(loaded, name=options.name, device=request.device), None
-    model = loaded.model
-    if isinstance(model, torch.nn.Module) and request.device is not None:
-        model = model.to(request.device)
-    return Classifier(model, name=options.name or loaded.name, device=request.device), loaded
-
-
-def _planned_data(protocol: Protocol, source: Source, request: _Request) -> PlannedData:
-    total = len(source.ids)
-    limit = request.limit if request.limit is not None and request.limit < total else None
-    path = str(Path(request.data).resolve()) if isinstance(request.data, str | Path) else None
-    return PlannedData(
-        source=source.name,
-        path=path,
-        count=limit or total,
-        of=protocol.data.count,
-        limit=limit,
-        ids_sha256=ids_digest(source.ids[:limit]),
-        labels_sha256=ids_digest(str(label) for label in source.labels[:limit]),
-        content_sha256=getattr(source, "content_sha256", None),
-        official=total == protocol.data.count and ids_digest(source.ids) == protocol.data.ids_sha256,
-    )
 
 
 def _check_same_function(run: Run, model: ModelRecord) -> None:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from robench.adversarial import AdversarialImages
 from robench.attacks.drive import Example, Finished, Stage, drive
+from robench.attacks.reference import drive_by_reference
+from robench.audits import ZERO_GRADIENT
 from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source
@@ -55,6 +57,7 @@ class Execution:
         self.outcomes: dict[int, Outcome] = {}
         self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
         self.prefix = self.clean = self.robust = 0
+        self.stage = ""
         self.began = time.monotonic()
         self.segment = f"{time.time_ns():x}"
         self.adversarial: AdversarialImages | None = None
@@ -79,16 +82,7 @@ class Execution:
         details["save_adversarial"] = str(adversarial.folder.resolve()) if adversarial is not None else None
         run.record("start", {**details, "environment": environment()})
         examples = self._examples(missing)
-        stream = drive(
-            stages,
-            self.faster,
-            examples,
-            budget=budget,
-            seed=self.protocol.seed,
-            slots=self.slots,
-            confirm=self.classifier,
-            on_event=self._event,
-        )
+        stream = self._stream(stages, budget, examples)
         try:
             # Closing puts the model back, and ends processes that decode, even while an error is kept.
             with contextlib.closing(examples), contextlib.closing(stream), naming_dead_workers():
@@ -99,6 +93,26 @@ class Execution:
                 self._record_cost()
                 run.record("interrupted", {"segment": self.segment})
             raise
+
+    def _stream(
+        self, stages: Sequence[Stage], budget: Budget, examples: Iterator[Example]
+    ) -> Generator[Finished, None, None]:
+        """Outcomes as they become final, from our own attacks or the reference's."""
+        if self.run.plan.engine == "reference":
+            attacks = [stage.attack for stage in stages]
+            return drive_by_reference(
+                attacks, self.classifier, examples, budget=budget, seed=self.protocol.seed, batch_size=self.slots
+            )
+        return drive(
+            stages,
+            self.faster,
+            examples,
+            budget=budget,
+            seed=self.protocol.seed,
+            slots=self.slots,
+            confirm=self.classifier,
+            on_event=self._event,
+        )
 
     def _examples(self, shards: Sequence[int]) -> Generator[Example, None, None]:
         """Examples of these shards, read as the driver asks for them."""
@@ -154,6 +168,13 @@ class Execution:
         self.run.record("progress", details)
 
     def _event(self, kind: str, details: dict[str, Any]) -> None:
+        if kind == "stage":
+            self.stage = f"{details['attack']} at {details['examples']}"
+            self.watcher.update(self._progress())
+            return
+        if kind == "zero gradient":
+            self.run.record("caveat", {"segment": self.segment, "text": ZERO_GRADIENT.format(**details)})
+            return
         self.slots = details.get("slots", self.slots)
         self.run.record(kind, {"segment": self.segment, **details})
         self.watcher.notice(f"{kind}: {', '.join(f'{name} {value}' for name, value in details.items())}")
@@ -164,7 +185,7 @@ class Execution:
             self.clean += outcome.clean_correct
             self.robust += holds(self.protocol, outcome)
         total = self.run.plan.data.count
-        return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust)
+        return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust, self.stage)
 
 
 def _outcome(finished: Finished) -> Outcome:

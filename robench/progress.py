@@ -19,6 +19,7 @@ class Progress:
       prefix: length of the longest finished prefix in protocol order.
       clean, robust: examples of the prefix that are right clean, and robust at the headline step. Over
         all finished examples these would lie, because fooled examples finish first.
+      stage: which stage of a cascade is at work, and how many examples have come to it; else "".
     """
 
     total: int
@@ -26,6 +27,7 @@ class Progress:
     prefix: int
     clean: int
     robust: int
+    stage: str = ""
 
 
 class Watcher(Protocol):

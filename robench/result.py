@@ -201,6 +201,8 @@ class Result(_Record):
             low, high = self.headline.interval
             parts.append(f"robust {percent(self.headline)} [{100 * low:.1f}, {100 * high:.1f}]")
         parts.append(f"{self.data.count} images")
+        if self.engine != "native":
+            parts.append("by the reference implementation")
         if "wall_seconds" in self._cost:
             parts.append(f"{self._cost['wall_seconds']:.0f} s")
         if self.status != "complete":

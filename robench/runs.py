@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from robench.caveats import caveats_of
 from robench.errors import RunError, complaint
 from robench.outcome import Outcome, compress, from_csv, to_csv
 from robench.protocol import Protocol, Sha256, parse_protocol
@@ -77,6 +78,8 @@ class Plan(_Record):
     data: PlannedData
     shard_size: int = Field(gt=0)
     attack_revision: int
+    engine: Literal["native", "reference"] = "native"
+    """Whose attacks: ours, or those of their reference implementation."""
     fast_path: tuple[str, ...] = ()
     """What makes the copy of the model that attacks look at faster; see `robench.fastpath`."""
     caveats: tuple[str, ...] = ()
@@ -96,7 +99,13 @@ class Plan(_Record):
 
 
 def run_key(
-    *, protocol_digest: str, official: bool, model: ModelRecord, data: PlannedData, attack_revision: int
+    *,
+    protocol_digest: str,
+    official: bool,
+    model: ModelRecord,
+    data: PlannedData,
+    attack_revision: int,
+    engine: str = "native",
 ) -> str:
     """SHA-256 of what changes the answer; device, batch size and workers do not.
 
@@ -117,6 +126,8 @@ def run_key(
         "limit": data.limit,
         "attack_revision": attack_revision,
     }
+    if engine != "native":
+        content["engine"] = engine
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -328,6 +339,7 @@ class Run:
         else:
             status = "complete" if plan.data.limit is None and not errored else "partial"
         return Result(
+            engine=plan.engine,
             status=status,
             attack_revision=plan.attack_revision,
             protocol=ProtocolRecord(
@@ -348,10 +360,14 @@ class Run:
                 errored=errored,
                 unconfirmed=sum(outcome.unconfirmed for outcome in outcomes),
             ),
-            caveats=plan.caveats,
+            caveats=tuple(dict.fromkeys([*plan.caveats, *self._seen(), *caveats_of(protocol, outcomes)])),
             outcomes=OutcomesRecord(sha256=hashlib.sha256(table).hexdigest(), rows=len(outcomes)),
             environment=environment,
         )
+
+    def _seen(self) -> list[str]:
+        """Caveats that came up while the run went on."""
+        return sorted({event["text"] for event in self.events() if event["event"] == "caveat"})
 
     def _cost(self) -> dict[str, Any]:
         """Sums over the segments between interruptions; peak memory is their maximum."""

@@ -161,6 +161,10 @@ class _LastLook:
     def gradients(self) -> bool:
         return self.inner.gradients
 
+    @property
+    def most_passes(self) -> tuple[int, int]:
+        return self.inner.most_passes
+
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> _Looking:
         keys = torch.tensor([_key(draws)], device=examples.labels.device)
         return _Looking(self.inner.start(examples, budget, draws), keys)

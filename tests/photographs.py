@@ -2,20 +2,19 @@
 
 import os
 from functools import cache
-from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from robench.bench.photographs import photograph_files
 from robench.data.imagenet.listing import listed, wnids
 
 
 @cache
 def photographs() -> dict[str, tuple[Path, int]]:
     """File and class number of each of the 20 photographs, by name."""
-    folder = Path(str(files("foolbox") / "data"))
-    return {path.name: (path, int(path.stem.split("_")[2])) for path in sorted(folder.glob("imagenet_*.jpg"))}
+    return {path.name: (path, label) for path, label in photograph_files()}
 
 
 def wnid_folders(root: Path) -> Path:

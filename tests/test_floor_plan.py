@@ -29,11 +29,15 @@ FLOORS = {
     "progress": 2,
     "attacks": 2,
     "fastpath": 2,
+    "audits": 2,
+    "caveats": 2,
     "data": 2,
     "zoo": 2,
     "adversarial": 3,
     "curves": 3,
     "door": 3,
+    "preparation": 3,
+    "estimate": 3,
     "evaluation": 3,
     "execution": 3,
     "showcase": 3,
@@ -43,10 +47,22 @@ FLOORS = {
     "cli": 5,
     "__main__": 5,
 }
-RECORDS = {"errors", "protocol", "outcome", "runs", "result", "comparison", "registry", "progress"}
-COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "fastpath", "attacks", "data", "zoo"}
+RECORDS = {"errors", "protocol", "outcome", "runs", "result", "comparison", "registry", "progress", "caveats"}
+COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "fastpath", "audits", "attacks", "data", "zoo"}
 BOTH_WINGS = {"errors", "environment"}
-KNOWS_BOTH = {"adversarial", "curves", "figures", "showcase", "door", "evaluation", "execution", "cli", "__main__"}
+KNOWS_BOTH = {
+    "adversarial",
+    "curves",
+    "figures",
+    "showcase",
+    "door",
+    "preparation",
+    "estimate",
+    "evaluation",
+    "execution",
+    "cli",
+    "__main__",
+}
 RECIPE_WORDS = {"fraction", "FRACTION_FORM"}
 """What `training` and `bench` may take from `protocol`: how numbers are written."""
 RECORDS_LIBRARIES = {"pydantic", "pydantic_core"}

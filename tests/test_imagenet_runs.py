@@ -13,8 +13,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from robench.bench import photographs as bundled
 from robench.data.imagenet.listing import listed
 from robench.errors import DataError, RunError
 from robench.evaluation import Options, evaluate, resume
@@ -221,3 +223,24 @@ def test_a_worker_that_dies_while_the_model_works_is_a_data_error(clean_run: tup
     with pytest.raises(DataError, match=r"^decoding: `workers` is dying \(DataLoader worker \(pid"):
         evaluate(Killer().eval(), protocol, data=data, limit=100, run_dir=folder, options=Options(workers=2))
     assert multiprocessing.active_children() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["resnet50", "deit_small_patch16_224"])
+def test_pgd_linf_runs_on_real_photographs_and_networks_of_their_size(name: str, tmp_path: Path) -> None:
+    """Pretrained weights cannot be had offline, so the last layer is fitted to the photographs first."""
+    model = bundled.fitted(name, *bundled.photographs())
+    state = {key: tensor.contiguous() for key, tensor in model.network.state_dict().items()}
+    save_file(state, tmp_path / "w.safetensors")
+    result = evaluate(
+        f"timm:{name}",
+        "pgd-linf",
+        data=wnid_folders(tmp_path / "val"),
+        run_dir=tmp_path / "run",
+        options=Options(weights=tmp_path / "w.safetensors"),
+    )
+    print(f"{name}: {result}")
+    assert result.status == "unofficial"
+    assert result.clean.numerator == 20
+    assert [metric.name for metric in result.metrics] == ["clean", "robust@5", "robust@10", "robust@50", "robust@100"]
+    assert result.headline.numerator < 20

@@ -243,7 +243,7 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
         {"score": {"scoring": "last iterate"}},
         'expected `score.steps` with the scoring "last iterate".',
     ),
-    ({"attack": MISSING, "budget": MISSING}, "expected no `score.steps` without an attack."),
+    ({"attack": MISSING, "budget": MISSING}, "expected no `score.steps` and no `score.stages` without an attack."),
 ]
 
 

@@ -63,6 +63,16 @@ def test_a_metric_keeps_its_counts() -> None:
     assert percent(metric) == "33.3 %"
 
 
+def test_a_cascade_is_scored_after_each_of_its_stages() -> None:
+    stages = ["apgd-ce", "apgd-t", "square"]
+    cascade = protocol(attack={"kind": "autoattack"}, score={"stages": stages})
+    fell = ["apgd-ce", "apgd-ce", "square", "", ""]
+    outcomes = [replace(OUTCOMES[0], label=1, clean=1, stage=stage, fooled_at=(3,) if stage else ()) for stage in fell]
+    outcomes.append(replace(OUTCOMES[0], label=1, clean=2, stage="", fooled_at=()))
+    found = {metric.name: metric.numerator for metric in score(cascade, outcomes)}
+    assert found == {"clean": 5, "robust@apgd-ce": 3, "robust@apgd-t": 3, "robust@square": 2}
+
+
 def test_scores_come_from_outcomes_alone() -> None:
     names = [(metric.name, metric.numerator) for metric in score(protocol(), OUTCOMES)]
     assert names == [("clean", 6), ("robust@5", 5), ("robust@10", 3)]

@@ -111,6 +111,11 @@ class APGD:
             step += window
         return found
 
+    @property
+    def most_passes(self) -> tuple[int, int]:
+        """Passes with and without gradient of an example that survives."""
+        return max(self.targets, 1) * (self.steps + 1), 0
+
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> APGDState:
         targets = targets_of(examples.logits, examples.labels, self.targets)
         turn = torch.zeros_like(examples.labels)

@@ -61,7 +61,7 @@ def drive(
       slots: examples attacked at a time.
       confirm: the user's own, unmodified model, which classifies the clean images and has the last word on
         adversarial ones; by default `classifier`.
-      on_event: told of what the record of a run should keep, such as `slots halved`.
+      on_event: told of what happens on the way: `slots halved`, `zero gradient`, `stage`.
     Raises:
       BudgetError: an attack left its budget.
       ModelError: one image alone does not fit into memory.
@@ -92,11 +92,14 @@ class _Driver:
         self.claims: list[_Claim] = []
         self.ready: deque[Finished] = deque()
         self.exhausted = False
+        self.silent: set[str] = set()
+        self.depth = -1
 
     def run(self, source: Iterator[Example]) -> Iterator[Finished]:
         while True:
             depth = self._next_depth()
             if depth is not None:
+                self._tell_where(depth)
                 self._advance(depth)
             elif not self.exhausted:
                 self._admit(source)
@@ -107,6 +110,12 @@ class _Driver:
                 return
             while self.ready:
                 yield self.ready.popleft()
+
+    def _tell_where(self, depth: int) -> None:
+        """Tell which stage is at work when it changes, and how many examples have come to it."""
+        if depth != self.depth and len(self.pools) > 1:
+            self.on_event("stage", {"attack": self.pools[depth].stage.attack.name, "examples": self.pools[depth].work})
+        self.depth = depth
 
     def _next_depth(self) -> int | None:
         """The deepest pool that can fill its slots; at the end, the shallowest that has work."""
@@ -156,6 +165,7 @@ class _Driver:
         except (RuntimeError, MemoryError) as error:
             self._halve(error)
             return
+        self._look_for_silence(pool, query, answer)
         fooled = self._judge(pool, query, answer, set(adversarial))
         pool.slots = Slots(state, margins)
         self._collect(depth, fooled, adversarial, query)
@@ -223,6 +233,16 @@ class _Driver:
                     record.error = record.error or f"the {what} {verb} not finite at step {step} of {name}"
                     fooled.discard(slot)
         return fooled
+
+    def _look_for_silence(self, pool: Pool, query: Query, answer: Answer) -> None:
+        """Tell once of each attack that met a gradient of exactly zero."""
+        name = pool.stage.attack.name
+        if answer.gradient is None or name in self.silent:
+            return
+        silent = query.rows[~answer.gradient.flatten(1).any(dim=1)].tolist()
+        if any(pool.records[slot] is not None for slot in silent):
+            self.silent.add(name)
+            self.on_event("zero gradient", {"attack": name})
 
     def _margins(self, pool: Pool, query: Query, answer: Answer) -> Tensor:
         """The margin to report: the lowest met, or the one at the last step read off."""

@@ -74,6 +74,11 @@ class FAB:
             if not low <= getattr(self, key) <= high:
                 raise ProtocolError(complaint("FAB", key, getattr(self, key), f"from {low} to {high}"))
 
+    @property
+    def most_passes(self) -> tuple[int, int]:
+        """Passes with and without gradient of an example that survives."""
+        return self.targets * self.steps, self.targets * self.steps
+
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> FABState:
         zeros = torch.zeros_like(examples.labels)
         return FABState(

@@ -97,6 +97,11 @@ class Attack(Protocol):
         """Whether it ever asks for a gradient; else any callable can be attacked."""
         ...
 
+    @property
+    def most_passes(self) -> tuple[int, int]:
+        """Passes with and without gradient of an example that survives."""
+        ...
+
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> Any:
         """State of fresh slots that hold these examples."""
         ...

@@ -58,6 +58,11 @@ class PGD:
         if not 0 <= self.start_probability <= 1:
             raise ProtocolError(complaint("PGD", "start_probability", self.start_probability, "from 0 to 1"))
 
+    @property
+    def most_passes(self) -> tuple[int, int]:
+        """Passes with and without gradient of an example that survives."""
+        return self.steps + 1, 0
+
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> PGDState:
         clean = examples.images
         noisy = budget.project(budget.random_point(clean, draws, "pgd/0"), clean)

@@ -4,7 +4,7 @@ It owns its loop and its random numbers, so there is no resuming inside it, and 
 batch. Not here: our own stages (`autoattack.py`), and what is done with the outcomes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,12 @@ from torch import Tensor, nn
 from robench.attacks.apgd import APGD
 from robench.attacks.fab import FAB
 from robench.attacks.interface import Attack
+from robench.attacks.record import Example, Finished, Record
 from robench.attacks.square import Square
-from robench.budgets import Budget, L2Ball, LinfBall
-from robench.errors import BudgetError, RunError, complaint
+from robench.budgets import TOLERANCE, Budget, L2Ball, LinfBall
+from robench.classifier import Classifier
+from robench.errors import BudgetError, ModelError, RunError, complaint
+from robench.losses import margin
 
 NORMS: dict[type, str] = {LinfBall: "Linf", L2Ball: "L2"}
 
@@ -36,8 +39,96 @@ class Verdict:
     images: Tensor
 
 
+def check_reference(stages: Sequence[Attack]) -> None:
+    """Check that the reference has these attacks, before anything runs.
+
+    Raises:
+      RunError: it has not, or pyautoattack is not installed.
+    """
+    for stage in stages:
+        _peer(stage, {"norm": "Linf", "eps": 0.0, "seed": 0, "device": "cpu"})
+
+
+def drive_by_reference(
+    stages: Sequence[Attack],
+    classifier: Classifier,
+    source: Iterable[Example],
+    *,
+    budget: Budget,
+    seed: int,
+    batch_size: int,
+) -> Generator[Finished, None, None]:
+    """Attack every example of a source by the reference implementation; all outcomes come at the end.
+
+    The steps at which examples fell are not known: `fooled_at` is 0 for those that did. An image counts when
+    it lies inside the budget and the classifier, asked again, is fooled.
+
+    Args:
+      stages, budget, seed, batch_size: as in `attack_by_reference`.
+      classifier: around a module.
+      source: examples; all images are held in memory.
+    Raises:
+      ModelError: the model is no module.
+      RunError, BudgetError: as in `attack_by_reference`.
+    """
+    if classifier.module is None:
+        advice = "Hand in a `torch.nn.Module`, or use our own attacks."
+        raise ModelError(complaint(classifier.name, "model", "a bare callable", "a module for the reference", advice))
+    examples = list(source)
+    if not examples:
+        return
+    device = classifier.device
+    images = torch.stack([example.image for example in examples]).to(device)
+    labels = torch.tensor([example.label for example in examples], device=device)
+    logits = _logits(classifier, images, batch_size)
+    predictions, margins = logits.argmax(dim=1).tolist(), margin(logits, labels).tolist()
+    records = [
+        Record(example, logits[row], predictions[row], margins[row], predictions[row], margins[row])
+        for row, example in enumerate(examples)
+    ]
+    before = logits.argmax(dim=1) == labels
+    with classifier.frozen():
+        found = attack_by_reference(
+            stages, classifier.module, images, labels, budget=budget, seed=seed, batch_size=batch_size
+        )
+        for verdict in found:
+            fell = (before & ~verdict.robust).nonzero()[:, 0]
+            _claim(classifier, [records[row] for row in fell.tolist()], verdict, fell, images, labels, budget)
+            before = verdict.robust
+    yield from (record.finished() for record in records)
+
+
+def _logits(classifier: Classifier, images: Tensor, batch_size: int) -> Tensor:
+    return torch.cat([classifier.logits(part) for part in torch.split(images, batch_size)])
+
+
+def _claim(
+    classifier: Classifier,
+    records: list[Record],
+    verdict: Verdict,
+    rows: Tensor,
+    clean: Tensor,
+    labels: Tensor,
+    budget: Budget,
+) -> None:
+    """Note what fell in a stage, if it lies inside the budget and fools the classifier."""
+    if not records:
+        return
+    images = verdict.images[rows]
+    logits = _logits(classifier, images, 64)
+    inside = budget.excess(images, clean[rows]) <= TOLERANCE
+    fooled = (logits.argmax(dim=1) != labels[rows]) & inside
+    margins = margin(logits, labels[rows])
+    for row, record in enumerate(records):
+        if bool(fooled[row]):
+            record.stage, record.fooled_at, record.adversarial = verdict.stage, [0], images[row].clone()
+            record.attacked_prediction, record.attacked_margin = int(logits[row].argmax()), float(margins[row])
+        else:
+            record.unconfirmed += 1
+
+
 def attack_by_reference(
-    stages: tuple[Attack, ...],
+    stages: Sequence[Attack],
     model: nn.Module,
     images: Tensor,
     labels: Tensor,

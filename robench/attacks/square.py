@@ -78,6 +78,11 @@ class Square:
         """Number of the last query."""
         return self.queries
 
+    @property
+    def most_passes(self) -> tuple[int, int]:
+        """Passes with and without gradient of an example that survives."""
+        return 0, self.queries + 1
+
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> SquareState:
         if type(budget) not in _BEGIN:
             expected = " or ".join(kind.__name__ for kind in _BEGIN)

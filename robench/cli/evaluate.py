@@ -46,7 +46,7 @@ class Screen:
     def update(self, progress: Progress) -> None:
         now = time.monotonic()
         rate = (progress.done - self._already) / max(now - self._started, 1e-9)
-        note = ", ".join(part for part in (f"{rate:.1f}/s", _so_far(progress)) if part)
+        note = ", ".join(part for part in (f"{rate:.1f}/s", progress.stage, _so_far(progress)) if part)
         if err.is_terminal:
             self._bar.update(self._task, completed=progress.done, note=note)
         elif now - self._last >= LINE_SECONDS:
@@ -86,6 +86,8 @@ def evaluate(
     name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images; default up to 4.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
+    estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would cost at most, and stop.")] = False,
+    engine: Annotated[str, typer.Option(help="`native`, or `reference`: AutoAttack by pyautoattack.")] = "native",
     fast_path: Annotated[bool, typer.Option("--fast-path/--no-fast-path", help="Attack a faster copy.")] = True,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile that copy: for long runs on a GPU.")] = False,
     save_adversarial: Annotated[Path | None, typer.Option(help="Folder for the images that fooled, as .npy.")] = None,
@@ -96,7 +98,9 @@ def evaluate(
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Evaluate a model under one or more protocols; the same call again resumes or reuses the run."""
+    from robench.cli.estimate import show_estimates
     from robench.curves import radius_curve
+    from robench.estimate import estimate as expect
     from robench.evaluation import Options
     from robench.evaluation import evaluate as run
     from robench.showcase import Showcase
@@ -112,16 +116,23 @@ def evaluate(
             weights=weights,
             fresh=fresh,
             workers=workers,
+            engine=engine,  # type: ignore[arg-type]  # checked at the door, with a message
             fast_path=fast_path,
             compile=compiled,
             watcher=screen,
             save_adversarial=save_adversarial,
             showcase=showcase,
         )
-        if radii is not None:
+        if estimate:
+            del arguments["run_dir"]
+            estimates = [expect(model, each, **arguments) for each in protocols]
+        elif radii is not None:
             curve = radius_curve(model, chosen, radii.split(","), **arguments)
         else:
             results = run(model, chosen, **arguments)
+    if estimate:
+        show_estimates(estimates, json)
+        return
     if radii is not None:
         if figure is not None:
             draw_radii(figure, curve)

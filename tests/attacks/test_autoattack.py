@@ -19,7 +19,7 @@ from tests.fakes import Linear, examples, labelled_by, random_images
 SMALL = 'version = "standard"\nsteps = 5\ntargets = 2\nqueries = 20\n'
 
 
-def _protocol(folder: Path, attack: str = SMALL, stages: str = '"apgd-ce", "apgd-t", "fab-t", "square"') -> Path:
+def write_protocol(folder: Path, attack: str = SMALL, stages: str = '"apgd-ce", "apgd-t", "fab-t", "square"') -> Path:
     text = (shipped_folder() / "mini-pgd-linf.toml").read_text()
     text = text.replace('"mini-pgd-linf"', '"mine"').replace('"active"', '"draft"')
     head = text[: text.index("[attack]")]
@@ -62,11 +62,11 @@ def test_shipped_protocols_name_their_stages(name: str) -> None:
 )
 def test_a_protocol_that_makes_no_sense_is_refused(tmp_path: Path, attack: str, stages: str, message: str) -> None:
     with pytest.raises(ProtocolError, match=message):
-        robench.evaluate("mini-resnet", _protocol(tmp_path, attack, stages), run_dir=tmp_path / "run")
+        robench.evaluate("mini-resnet", write_protocol(tmp_path, attack, stages), run_dir=tmp_path / "run")
 
 
 def test_every_stage_is_a_metric_and_no_stage_is_weaker_than_the_one_before(tmp_path: Path) -> None:
-    result = robench.evaluate("mini-resnet-adv", _protocol(tmp_path), limit=40, run_dir=tmp_path / "run")
+    result = robench.evaluate("mini-resnet-adv", write_protocol(tmp_path), limit=40, run_dir=tmp_path / "run")
     names = ["clean", "robust@apgd-ce", "robust@apgd-t", "robust@fab-t", "robust@square"]
     assert [metric.name for metric in result.metrics] == names
     counts = [metric.numerator for metric in result.metrics]
@@ -114,7 +114,7 @@ def test_ties_and_saturated_logits_are_survived(scale: float) -> None:
 
 
 def test_one_example_and_a_batch_without_a_right_one(tmp_path: Path) -> None:
-    protocol = _protocol(tmp_path)
+    protocol = write_protocol(tmp_path)
     alone = robench.evaluate("mini-resnet", protocol, limit=1, run_dir=tmp_path / "one")
     assert alone.counts.evaluated == 1
     images = random_images(20, 64)

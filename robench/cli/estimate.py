@@ -1,0 +1,39 @@
+"""`robench evaluate --estimate`: what it would cost at most."""
+
+import dataclasses
+
+from rich.table import Table
+from rich.text import Text
+
+from robench.cli.screen import out, print_json
+from robench.estimate import Estimate
+
+
+def show_estimates(estimates: list[Estimate], json: bool) -> None:
+    """Print one table, or one object, for each protocol."""
+    if json:
+        content = [{**dataclasses.asdict(each), "seconds": each.seconds} for each in estimates]
+        print_json(content if len(content) > 1 else content[0])
+        return
+    for each in estimates:
+        title = f"{each.model} under {each.protocol}, {each.examples} images, at most"
+        table = Table(title=Text(title, style="table.title"), title_justify="left")
+        for column in ("stage", "gradient passes", "other passes", "time"):
+            table.add_column(column, justify="left" if column == "stage" else "right")
+        for stage in each.stages:
+            table.add_row(stage.stage, f"{stage.gradients:,}", f"{stage.labels:,}", duration(stage.seconds))
+        table.add_row("together", "", "", duration(each.seconds))
+        out.print(table)
+        rates = [f"{each.label_rate:.0f} images/s"]
+        if each.gradient_rate is not None:
+            rates.append(f"{each.gradient_rate:.0f} with gradient")
+        note = f"{', '.join(rates)}, {each.slots} at a time; clean {100 * each.clean:.0f} % of the first images."
+        out.print(f"{note} Images that fall end early, so it mostly takes less.", markup=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
+    for limit, unit, size in ((90, "s", 1), (90 * 60, "min", 60), (36 * 3600, "h", 3600)):
+        if seconds < limit:
+            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
+    return f"{seconds / 86400:.1f} days"

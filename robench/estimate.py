@@ -1,0 +1,144 @@
+"""What an evaluation would cost at most, from its attacks' own counts and a few timed batches.
+
+Not here: the evaluation (`evaluation`), and what it did cost (`cost.json` of a run).
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robench.classifier import Classifier
+from robench.data import check_there
+from robench.data.source import Unreadable
+from robench.fastpath import pass_rate
+from robench.preparation import Options, Prepared, Request, check_numbers, prepared
+from robench.registry import resolve
+
+CLEAN_EXAMPLES = 64
+"""Examples on which clean accuracy is looked at."""
+
+
+@dataclass(frozen=True)
+class StageEstimate:
+    """What a stage costs if every example that the model gets right survives it.
+
+    Attributes:
+      stage: name of the attack, or `clean`.
+      gradients, labels: passes with and without gradient, of all examples together.
+      seconds: of wall time.
+    """
+
+    stage: str
+    gradients: int
+    labels: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What an evaluation would cost at most; fooled examples end early, so it mostly costs less.
+
+    Attributes:
+      model, protocol: their names.
+      examples: how many would be evaluated.
+      clean: share that the model got right of the first ones.
+      slots: examples attacked at a time, as timed.
+      gradient_rate, label_rate: images per second with and without gradient; the first is None if no attack asks.
+      stages: the clean pass first.
+    """
+
+    model: str
+    protocol: str
+    examples: int
+    clean: float
+    slots: int
+    gradient_rate: float | None
+    label_rate: float
+    stages: tuple[StageEstimate, ...]
+
+    @property
+    def seconds(self) -> float:
+        """All stages together."""
+        return sum(stage.seconds for stage in self.stages)
+
+
+def estimate(
+    model: Any,
+    protocol: str | Path,
+    *,
+    data: Any = None,
+    limit: int | None = None,
+    device: str | torch.device | None = None,
+    batch_size: int | None = None,
+    options: Options | None = None,
+) -> Estimate:
+    """Time a few batches, and say what `robench.evaluate` with these arguments would cost at most.
+
+    Nothing is attacked or written.
+
+    Args:
+      model, protocol, data, limit, device, batch_size, options: as in `robench.evaluate`.
+    Raises:
+      ProtocolError, ModelError, DataError, RunError: as there.
+    """
+    registered = resolve(protocol)
+    if data is None:
+        check_there(registered.protocol.data.source)
+    request = Request(model, data, limit, device, batch_size, options or Options())
+    check_numbers(request)
+    with prepared(request, registered) as scene:
+        return _of(scene)
+
+
+def _of(scene: Prepared) -> Estimate:
+    faster, count = scene.fast.classifier, scene.plan.data.count
+    rows = scene.batch[torch.arange(scene.slots) % len(scene.batch)].to(faster.device)
+    gradients = any(stage.attack.gradients for stage in scene.stages)
+    gradient_rate = pass_rate(faster, rows) if gradients else None
+    label_rate = _label_rate(faster, rows)
+    clean = _clean_share(scene)
+    right = round(clean * count)
+    stages = [StageEstimate("clean", 0, count, count / label_rate)]
+    for stage in scene.stages:
+        with_gradient, without = (right * passes for passes in stage.attack.most_passes)
+        seconds = without / label_rate + (with_gradient / gradient_rate if gradient_rate else 0)
+        stages.append(StageEstimate(stage.attack.name, with_gradient, without, seconds))
+    return Estimate(
+        model=scene.classifier.name,
+        protocol=scene.protocol.exact_name,
+        examples=count,
+        clean=clean,
+        slots=scene.slots,
+        gradient_rate=gradient_rate,
+        label_rate=label_rate,
+        stages=tuple(stages),
+    )
+
+
+def _label_rate(classifier: Classifier, images: Tensor) -> float:
+    seconds = []
+    for _ in range(4):
+        began = time.perf_counter()
+        classifier.logits(images).tolist()  # waits for a GPU
+        seconds.append(time.perf_counter() - began)
+    return len(images) / min(seconds[1:])
+
+
+def _clean_share(scene: Prepared) -> float:
+    positions = range(min(CLEAN_EXAMPLES, scene.plan.data.count))
+    found = list(_readable(scene, positions))
+    images = torch.stack([image for image, _ in found]).to(scene.classifier.device)
+    logits = torch.cat([scene.classifier.logits(part) for part in torch.split(images, 32)])
+    labels = torch.tensor([label for _, label in found], device=logits.device)
+    return float((logits.argmax(dim=1) == labels).double().mean())
+
+
+def _readable(scene: Prepared, positions: range) -> Iterator[tuple[Tensor, int]]:
+    for position, image in zip(positions, scene.source.images(positions), strict=True):
+        if not isinstance(image, Unreadable):
+            yield image, scene.source.labels[position]

@@ -1,0 +1,256 @@
+"""What happens before anything runs: options, and model, data and plan made from a request.
+
+Not here: the checks themselves (`door`), and the run (`evaluation`).
+"""
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from robench.attacks import REVISION
+from robench.attacks.drive import Stage
+from robench.attacks.reference import check_reference
+from robench.budgets import Budget
+from robench.classifier import Classifier
+from robench.data import Source, open_source
+from robench.data.source import ids_digest
+from robench.door import build_attack, look_at_model, model_record
+from robench.errors import DataError, RunError, complaint
+from robench.fastpath import COMPILED, MEASURES, FastPath, best_batch_size, pass_rate, quicken
+from robench.progress import Silent, Watcher
+from robench.protocol import Protocol
+from robench.registry import Registered
+from robench.runs import Plan, PlannedData, run_key
+from robench.showcase import Showcase
+from robench.zoo import Loaded
+from robench.zoo import resolve as resolve_model
+
+SHARD_SIZE = 64
+"""Examples that are written to disk together."""
+CPU_SLOTS = 32
+"""Examples attacked at a time on a CPU: more waste padding in the tail, fewer lose speed."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is rarely needed.
+
+    Attributes:
+      name: what to call a model that was handed in; by default its class or function.
+      weights: safetensors file for a named model.
+      fresh: start over instead of resuming or reusing the run in this folder.
+      shard_size: examples written to disk together.
+      engine: `native`, or `reference` for AutoAttack and its stages by pyautoattack: no resuming inside a
+        run, all images in memory, steps unknown.
+      fast_path: let attacks look at a faster copy of a module, once it is seen to give the same answers.
+      compile: compile that copy, too: minutes that pay on a GPU in long runs.
+      workers: processes that decode image files; 0: none beside this one; None: up to four.
+      watcher: is told of progress.
+      save_adversarial: folder for the confirmed adversarial images, one `.npy` for each fooled example
+        (`robench.adversarial`); several protocols get a sub-folder each.
+      showcase: is filled with a few examples to look at.
+    """
+
+    name: str | None = None
+    weights: str | Path | None = None
+    fresh: bool = False
+    shard_size: int = SHARD_SIZE
+    engine: Literal["native", "reference"] = "native"
+    fast_path: bool = True
+    compile: bool = False
+    workers: int | None = None
+    watcher: Watcher = dataclasses.field(default_factory=Silent)
+    save_adversarial: str | Path | None = None
+    showcase: Showcase | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """The arguments of `evaluate` that hold for every protocol."""
+
+    model: Any
+    data: Any
+    limit: int | None
+    device: str | torch.device | None
+    batch_size: int | None
+    options: Options
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """All that a run needs.
+
+    Attributes:
+      protocol, stages, budget: what is done.
+      classifier: the user's own model.
+      fast: the copy that attacks look at.
+      source: the examples.
+      batch: the first of them, float32 in [0, 1], shape (N, 3, H, W).
+      plan: what the run is about.
+      slots: examples attacked at a time.
+    """
+
+    protocol: Protocol
+    stages: list[Stage]
+    budget: Budget
+    classifier: Classifier
+    fast: FastPath
+    source: Source
+    batch: Tensor
+    plan: Plan
+    slots: int
+
+    def with_measures(self, measures: Sequence[str]) -> "Prepared":
+        """The same with another fast path, as a run that began elsewhere has it."""
+        fast = quicken(self.classifier, self.batch, measures=measures, gradients=needs_gradients(self.stages))
+        return dataclasses.replace(self, fast=fast)
+
+
+@contextmanager
+def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
+    """Load and check model and data, and plan the run; while it lasts, random state and arithmetic are ours.
+
+    Raises:
+      ProtocolError, ModelError, DataError, RunError: see `robench.errors`.
+    """
+    protocol, options = registered.protocol, request.options
+    stages, budget = build_attack(protocol)
+    if options.engine == "reference":
+        check_reference([stage.attack for stage in stages])
+    with same_random_state(request.device), _exact_arithmetic():
+        classifier, loaded = _load(request)
+        source = open_source(
+            protocol.data.source,
+            request.data,
+            resize=protocol.data.resize,
+            crop=protocol.data.crop,
+            limit=request.limit,
+            workers=options.workers,
+        )
+        data = _planned_data(protocol, source, request)
+        gradients = needs_gradients(stages)
+        caveats, batch = look_at_model(classifier, source, gradients=gradients, budget=budget)
+        model = model_record(classifier, loaded, batch.shape[2:])
+        fast = quicken(classifier, batch, measures=_measures(options, stages), gradients=gradients)
+        key = run_key(
+            protocol_digest=protocol.digest,
+            official=registered.official,
+            model=model,
+            data=data,
+            attack_revision=REVISION,
+            engine=options.engine,
+        )
+        plan = Plan(
+            key=key,
+            protocol=protocol.model_dump(mode="json", by_alias=True, exclude_none=True),
+            official=registered.official,
+            model=model,
+            weights=str(Path(options.weights).resolve()) if options.weights is not None else None,
+            data=data,
+            shard_size=options.shard_size,
+            attack_revision=REVISION,
+            engine=options.engine,
+            fast_path=fast.measures,
+            caveats=tuple(caveats),
+        )
+        slots = request.batch_size or _slots(fast.classifier, batch)
+        yield Prepared(protocol, stages, budget, classifier, fast, source, batch, plan, slots)
+
+
+def needs_gradients(stages: Sequence[Stage]) -> bool:
+    """Whether any stage asks for a gradient."""
+    return any(stage.attack.gradients for stage in stages)
+
+
+def _measures(options: Options, stages: Sequence[Stage]) -> tuple[str, ...]:
+    """What the options allow to make the model faster; the reference gets the model as it is."""
+    if not stages or not options.fast_path or options.engine == "reference":
+        return ()
+    return (*MEASURES, COMPILED) if options.compile else MEASURES
+
+
+def _slots(classifier: Classifier, batch: Tensor) -> int:
+    """Examples attacked at a time where the caller does not say."""
+    if classifier.device.type == "cpu":
+        return CPU_SLOTS
+    rows = batch.to(classifier.device)
+    return best_batch_size(lambda size: pass_rate(classifier, rows[torch.arange(size) % len(rows)]))
+
+
+def check_numbers(request: Request) -> None:
+    """Check the arguments that are numbers or names, before anything is loaded.
+
+    Raises:
+      DataError, RunError: one makes no sense.
+    """
+    numbers = {"limit": request.limit, "batch_size": request.batch_size, "shard_size": request.options.shard_size}
+    for name, value in numbers.items():
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+            error = DataError if name == "limit" else RunError
+            raise error(complaint("evaluate", name, repr(value), "a whole number of at least 1"))
+    if request.options.engine not in ("native", "reference"):
+        found = f"`{request.options.engine}`"
+        raise RunError(complaint("evaluate", "engine", found, "`native` or `reference`"))
+    workers = request.options.workers
+    if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
+        raise RunError(complaint("evaluate", "workers", repr(workers), "a whole number of at least 0"))
+    if request.device is not None:
+        try:
+            torch.empty(0, device=request.device)
+        except (RuntimeError, AssertionError) as failure:
+            found, advice = f"`{request.device}`", "`robench doctor` shows what is there."
+            raise RunError(complaint("evaluate", "device", found, "a device of this machine", advice)) from failure
+
+
+@contextmanager
+def same_random_state(device: str | torch.device | None) -> Iterator[None]:
+    """Leave the caller's generators as they are, whatever the model draws."""
+    on_gpu = device is not None and torch.device(device).type == "cuda"
+    with torch.random.fork_rng(devices=list(range(torch.cuda.device_count())) if on_gpu else []):
+        yield
+
+
+@contextmanager
+def _exact_arithmetic() -> Iterator[None]:
+    """Switch TF32 off on GPUs, and back to what it was."""
+    matmul, convolution = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("highest")
+        torch.backends.cudnn.allow_tf32 = False
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.allow_tf32 = convolution
+
+
+def _load(request: Request) -> tuple[Classifier, Loaded | None]:
+    options = request.options
+    loaded = resolve_model(request.model, weights=options.weights) if isinstance(request.model, str) else request.model
+    if not isinstance(loaded, Loaded):
+        return Classifier(loaded, name=options.name, device=request.device), None
+    model = loaded.model
+    if isinstance(model, torch.nn.Module) and request.device is not None:
+        model = model.to(request.device)
+    return Classifier(model, name=options.name or loaded.name, device=request.device), loaded
+
+
+def _planned_data(protocol: Protocol, source: Source, request: Request) -> PlannedData:
+    total = len(source.ids)
+    limit = request.limit if request.limit is not None and request.limit < total else None
+    path = str(Path(request.data).resolve()) if isinstance(request.data, str | Path) else None
+    return PlannedData(
+        source=source.name,
+        path=path,
+        count=limit or total,
+        of=protocol.data.count,
+        limit=limit,
+        ids_sha256=ids_digest(source.ids[:limit]),
+        labels_sha256=ids_digest(str(label) for label in source.labels[:limit]),
+        content_sha256=getattr(source, "content_sha256", None),
+        official=total == protocol.data.count and ids_digest(source.ids) == protocol.data.ids_sha256,
+    )

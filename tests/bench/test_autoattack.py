@@ -1,0 +1,20 @@
+import pytest
+
+from robench.attacks.autoattack import AutoAttack
+from robench.bench import CATALOGUE, Settings
+from robench.bench import autoattack as bench
+
+
+def test_every_stage_stands_beside_the_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "AutoAttack", lambda: AutoAttack(steps=5, targets=2, queries=20))
+    found = CATALOGUE["autoattack"].run(Settings("mini-resnet-adv", images=24, repeats=1))
+    assert abs(found.ours_robust - found.theirs_robust) <= 2 / 24
+    assert found.overhead > 0
+    table = found.details["stages"]
+    assert [line["stage"] for line in table] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    survivors = [line["ours_survivors"] for line in table]
+    assert survivors == sorted(survivors, reverse=True)
+    assert survivors[-1] == 24 * found.ours_robust
+    assert table[0]["gradient_passes"] >= 6 * survivors[0]
+    assert table[3]["label_passes"] >= 21 * survivors[3]
+    assert sum(line["theirs_seconds"] for line in table) == pytest.approx(found.theirs_seconds, rel=0.05)

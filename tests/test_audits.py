@@ -1,0 +1,140 @@
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import robench
+from robench import audits
+from robench.attacks.autoattack import AutoAttack
+from robench.attacks.drive import Stage, drive
+from robench.budgets import BUDGETS, LinfBall
+from robench.classifier import Classifier
+from robench.data.mini import attack_set
+from robench.zoo import MODELS
+from tests.fakes import labelled_by, random_images, small_net
+
+
+class _Changed(nn.Module):
+    """A network with something in front."""
+
+    def __init__(self, change: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.network, self.change = small_net(), change
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.network(self.change(images))
+        return logits
+
+
+def _purified(images: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad((leaf**2).sum(), leaf)
+    return images - 0.01 * slope
+
+
+def _purified_backward(images: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_()
+        (leaf**2).sum().backward()
+    assert leaf.grad is not None
+    return images - 0.01 * leaf.grad
+
+
+@pytest.mark.parametrize("change", [_purified, _purified_backward])
+def test_autograd_in_the_forward_pass_is_seen_and_nothing_stays_patched(change: Callable[[Tensor], Tensor]) -> None:
+    before = torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward
+    images = random_images(16)
+    assert audits.calls_autograd(Classifier(_Changed(change).eval()), images) == [audits.AUTOGRAD]
+    assert audits.calls_autograd(Classifier(small_net()), images) == []  # nothing is left of the model before
+    assert (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward) == before
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_the_sweep_finds_nothing_at_honest_models(name: str, norm: str) -> None:
+    pixels, labels = attack_set()
+    images, targets = torch.from_numpy(pixels[:64]).float() / 255, torch.from_numpy(labels[:64])
+    budget = BUDGETS[norm]({"linf": 4 / 255, "l2": 1.0}[norm])
+    assert audits.radius_sweep(Classifier(robench.load_model(name)), images, targets, budget) == []
+
+
+def _quantised(images: Tensor) -> Tensor:
+    return (images * 4).round() / 4 + 0 * images
+
+
+def _backwards(images: Tensor) -> Tensor:
+    return 2 * images.detach() - images
+
+
+@pytest.mark.parametrize("change", [_quantised, _backwards])
+def test_the_sweep_finds_gradients_that_lead_nowhere_or_back(change: Callable[[Tensor], Tensor]) -> None:
+    model = _Changed(change).eval()
+    images = random_images(32)
+    labels = model(images).argmax(dim=1)
+    assert audits.radius_sweep(Classifier(model), images, labels, LinfBall(0.02)) == [audits.FLAT_SWEEP]
+    assert audits.radius_sweep(Classifier(model), images, labels, LinfBall(0.0)) == []
+
+
+@pytest.mark.parametrize(
+    ("losses", "rise"),
+    [
+        ([0.1, 0.2, 0.4, 0.8, 1.6], True),
+        ([0.1, 0.2, 0.199, 0.8, 1.6], True),  # a little
+        ([0.1, 0.9, 0.7, 0.8, 1.6], False),
+        ([0.1, 0.1, 0.1, 0.1, 0.1], False),
+        ([0.0, 0.0, 0.0, 0.0, 0.0], False),
+    ],
+)
+def test_a_loss_rises_or_does_not(losses: list[float], rise: bool) -> None:
+    assert audits.rises(losses) == rise
+
+
+def test_a_gradient_of_zero_on_the_way_is_told_once_for_each_attack() -> None:
+    class Plateau(nn.Module):
+        """Slopes at the clean images, none a little further on."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.network, self.seen = small_net(), 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            logits: Tensor = self.network(images)
+            self.seen += 1
+            return logits if self.seen < 4 else logits.detach() + 0 * logits
+
+    told: list[tuple[str, dict[str, object]]] = []
+    stages = [Stage(each) for each in AutoAttack(steps=5, targets=1, queries=3).stages()]
+    source = labelled_by(small_net(), random_images(16))
+    stream = drive(
+        stages,
+        Classifier(Plateau().eval()),
+        source,
+        budget=LinfBall(1e-4),
+        slots=16,
+        on_event=lambda *e: told.append(e),
+    )
+    list(stream)
+    assert [details["attack"] for kind, details in told if kind == "zero gradient"] == ["apgd-ce", "apgd-t", "fab-t"]
+
+
+def test_caveats_of_the_door_and_of_the_way_are_in_the_result_and_do_not_leak(tmp_path: Path) -> None:
+    images, labels = attack_set()
+
+    class Masked(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = robench.load_model("mini-resnet")
+
+        def forward(self, batch: Tensor) -> Tensor:
+            logits: Tensor = self.network(_quantised(batch))
+            return logits
+
+    data = images[:24], labels[:24]
+    masked = robench.evaluate(Masked().eval(), "mini-pgd-linf", data=data, run_dir=tmp_path / "masked")
+    assert audits.FLAT_SWEEP in masked.caveats
+    assert audits.ZERO_GRADIENT.format(attack="pgd") in masked.caveats
+    network = robench.load_model("mini-resnet")
+    assert robench.evaluate(network, "mini-pgd-linf", data=data, run_dir=tmp_path / "next").caveats == ()
