@@ -42,6 +42,14 @@ def _combine(records: list[R], change: Callable[[list[Tensor]], Tensor]) -> R:
     return replace(first, **changes)
 
 
+def choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """`yes` in the rows that are true, `no` in the others; on a CPU much faster than `torch.where` for images."""
+    chosen = rows.nonzero()[:, 0]
+    if len(chosen) in (0, len(rows)):
+        return yes if len(chosen) else no
+    return no.index_copy(0, chosen, yes[chosen])
+
+
 def pad_rows(images: Tensor, rows: int) -> Tensor:
     """`images` with its last row repeated until there are at least `rows`."""
     missing = rows - len(images)

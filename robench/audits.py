@@ -107,5 +107,5 @@ def radius_sweep(classifier: Classifier, images: Tensor, labels: Tensor, budget:
     """Whether gradient steps reach a higher loss where they may go further than this budget, and a lower one nearer."""
     if budget.epsilon == 0:
         return []
-    budgets = [type(budget)(budget.epsilon * factor) for factor in SWEEP]
+    budgets = [budget.scaled(factor) for factor in SWEEP]
     return [] if rises(loss_over_radii(classifier, images, labels, budgets)) else [FLAT_SWEEP]

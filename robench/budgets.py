@@ -33,6 +33,10 @@ class Budget(Protocol):
         """Radius of the budget, in units of the image."""
         ...
 
+    def scaled(self, factor: float) -> "Budget":
+        """The same ball with another radius."""
+        ...
+
     def random_point(self, clean: Tensor, draws: RandomSource, stream: str) -> Tensor:
         """A point drawn uniformly from the ball and clipped to [0, 1]."""
         ...
@@ -41,6 +45,13 @@ class Budget(Protocol):
         """A point in a random direction, as far as the ball reaches, clipped to [0, 1].
 
         `step` says which draw of the stream each image is given, int64, shape (N,).
+        """
+        ...
+
+    def pace(self, weights: Tensor) -> Tensor | None:
+        """How far each value goes, relative to the others, on the shortest way to a plane with these weights.
+
+        Weights are absolute values; None: all go equally far.
         """
         ...
 
@@ -84,6 +95,9 @@ class LinfBall:
     def __post_init__(self) -> None:
         _checked_radius("LinfBall", self.epsilon)
 
+    def scaled(self, factor: float) -> "LinfBall":
+        return LinfBall(factor * self.epsilon)
+
     def random_point(self, clean: Tensor, draws: RandomSource, stream: str) -> Tensor:
         noise = draws.uniform(stream, clean.shape[1:]) * 2 - 1
         return (clean + self.epsilon * noise).clamp(0, 1)
@@ -93,14 +107,17 @@ class LinfBall:
         largest = noise.abs().flatten(1).amax(dim=1)[:, None, None, None]
         return self.project(clean + self.epsilon * (noise / (largest + 1e-12)), clean)
 
+    def pace(self, weights: Tensor) -> Tensor | None:
+        return None
+
     def step(self, images: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         return images + step_size * gradient.sign()
 
     def project(self, images: Tensor, clean: Tensor) -> Tensor:
-        return images.clamp(clean - self.epsilon, clean + self.epsilon).clamp(0, 1)
+        return images.clamp(clean - self.epsilon, clean + self.epsilon).clamp_(0, 1)
 
     def length(self, change: Tensor) -> Tensor:
-        return change.abs().flatten(1).amax(dim=1)
+        return change.flatten(1).abs().amax(dim=1)
 
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
         return (self.length(images - clean) - self.epsilon).maximum(_outside_box(images))
@@ -116,6 +133,9 @@ class L2Ball:
     def __post_init__(self) -> None:
         _checked_radius("L2Ball", self.epsilon)
 
+    def scaled(self, factor: float) -> "L2Ball":
+        return L2Ball(factor * self.epsilon)
+
     def random_point(self, clean: Tensor, draws: RandomSource, stream: str) -> Tensor:
         size = math.prod(clean.shape[1:])
         direction = draws.normal(stream, clean.shape[1:])
@@ -125,6 +145,9 @@ class L2Ball:
     def random_edge_point(self, clean: Tensor, draws: RandomSource, stream: str, *, step: Tensor) -> Tensor:
         direction = draws.normal(stream, clean.shape[1:], step=step)
         return self.project(clean + self.epsilon * direction / _length(direction), clean)
+
+    def pace(self, weights: Tensor) -> Tensor | None:
+        return weights
 
     def step(self, images: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
         return images + step_size * gradient / _length(gradient)

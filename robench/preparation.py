@@ -32,8 +32,8 @@ from robench.zoo import resolve as resolve_model
 
 SHARD_SIZE = 64
 """Examples that are written to disk together."""
-CPU_SLOTS = 32
-"""Examples attacked at a time on a CPU: more waste padding in the tail, fewer lose speed."""
+CPU_SLOTS = 64
+"""Examples attacked at a time on a CPU: more waste padding in the tail, fewer lose speed (docs/decisions/0005)."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from robench.arrays import put, take
+from robench.arrays import choose, put, take
 from robench.attacks.interface import Answer, Examples, Query
 from robench.budgets import Budget
 from robench.errors import ProtocolError, complaint
@@ -168,8 +168,8 @@ class APGD:
         assert answer.value is not None, "and so for a value"
         loss, gradient, first = answer.value, answer.gradient, state.step == 0
         better = loss > state.best_loss
-        best = _where(better, state.iterate, state.best)
-        best_gradient = _where(better, gradient, state.best_gradient)
+        best = choose(better, state.iterate, state.best)
+        best_gradient = choose(better, gradient, state.best_gradient)
         best_loss = torch.where(better, loss, state.best_loss)
         rises = state.rises + ((loss > state.last_loss) & ~first)
         checked_loss = torch.where(first, loss, state.checked_loss)
@@ -181,7 +181,7 @@ class APGD:
             stuck = (rises <= window * self.rho) | (~halved & (checked_loss >= best_loss))
             back = checked & stuck
             step_size = torch.where(back[:, None, None, None], step_size / 2, step_size)
-            point, gradient = _where(back, best, point), _where(back, best_gradient, gradient)
+            point, gradient = choose(back, best, point), choose(back, best_gradient, gradient)
             halved = torch.where(checked, stuck, halved)
             checked_loss = torch.where(checked, best_loss, checked_loss)
             rises = torch.where(checked, 0, rises)
@@ -228,7 +228,3 @@ class APGD:
             return state
         old = take(state, rows)
         return put(state, rows, self._run(old.examples, old.budget, old.draws, old.targets, old.turn + 1))
-
-
-def _where(slots: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    return torch.where(slots[:, None, None, None], yes, no)

@@ -165,8 +165,9 @@ class _Driver:
         except (RuntimeError, MemoryError) as error:
             self._halve(error)
             return
-        self._look_for_silence(pool, query, answer)
-        fooled = self._judge(pool, query, answer, set(adversarial))
+        steepest = steepest_of(answer.gradient) if answer.gradient is not None else None
+        self._look_for_silence(pool, query, steepest)
+        fooled = self._judge(pool, query, answer.logits, steepest, set(adversarial))
         pool.slots = Slots(state, margins)
         self._collect(depth, fooled, adversarial, query)
         if len(self.claims) >= self.confirm.minimum_rows:
@@ -220,10 +221,10 @@ class _Driver:
                 )
             )
 
-    def _judge(self, pool: Pool, query: Query, answer: Answer, fooled: set[int]) -> set[int]:
+    def _judge(self, pool: Pool, query: Query, logits: Tensor, steepest: Tensor | None, fooled: set[int]) -> set[int]:
         """Which slots were fooled; a slot whose logits or gradient are no numbers is errored instead."""
-        for what, values in (("logits", answer.logits), ("gradient", answer.gradient)):
-            broken = ~values.flatten(1).isfinite().all(dim=1) if values is not None else torch.zeros(0)
+        for what, values in (("logits", logits.sum(dim=1)), ("gradient", steepest)):
+            broken = ~values.isfinite() if values is not None else torch.zeros(0)
             for row in broken.nonzero()[:, 0].tolist():
                 slot = int(query.rows[row])
                 record = pool.records[slot]
@@ -234,12 +235,12 @@ class _Driver:
                     fooled.discard(slot)
         return fooled
 
-    def _look_for_silence(self, pool: Pool, query: Query, answer: Answer) -> None:
+    def _look_for_silence(self, pool: Pool, query: Query, steepest: Tensor | None) -> None:
         """Tell once of each attack that met a gradient of exactly zero."""
         name = pool.stage.attack.name
-        if answer.gradient is None or name in self.silent:
+        if steepest is None or name in self.silent:
             return
-        silent = query.rows[~answer.gradient.flatten(1).any(dim=1)].tolist()
+        silent = query.rows[steepest == 0].tolist()
         if any(pool.records[slot] is not None for slot in silent):
             self.silent.add(name)
             self.on_event("zero gradient", {"attack": name})
@@ -341,6 +342,11 @@ class _Driver:
         self.on_event("slots halved", {"slots": self.slots})
         for crowded in self.pools:
             crowded.shrink(self.slots)
+
+
+def steepest_of(gradient: Tensor) -> Tensor:
+    """The largest absolute value of each gradient, NaN if there is one, shape (N,)."""
+    return gradient.flatten(1).abs().amax(dim=1)  # on a CPU, 16 times as fast as the norm of order infinity
 
 
 def _out_of_memory(error: Exception) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from robench.arrays import choose
 from robench.attacks.interface import Answer, Examples, Query
 from robench.budgets import Budget
 from robench.errors import ProtocolError, complaint
@@ -127,8 +128,7 @@ class FAB:
         point, clean, budget = state.point[rows], state.examples.images[rows], state.budget
         flat = slope.flatten(1)
         rise = (flat * point.flatten(1)).sum(dim=1) - gap  # the plane: slope . z = rise
-        to_plane = to_hyperplane(torch.cat([point, clean]), slope.repeat(2, 1, 1, 1), rise.repeat(2), budget)
-        near, far = to_plane.chunk(2)
+        near, far = (to_hyperplane(images, slope, rise, budget) for images in (point, clean))
         lengths = [budget.length(change).clamp(min=1e-8) for change in (near, far)]
         pull = (lengths[0] / (lengths[0] + lengths[1])).clamp(0, self.alpha_max)[:, None, None, None]
         return ((point + self.eta * near) * (1 - pull) + (clean + self.eta * far) * pull).clamp(0, 1)
@@ -137,12 +137,11 @@ class FAB:
         """Step back where the image was adversarial; count the iteration."""
         point, clean = state.point[rows], state.examples.images[rows]
         adversarial = logits.argmax(dim=1) != state.examples.labels[rows]
-        back = clean + (point - clean) * self.beta
-        point = torch.where(adversarial[:, None, None, None], back, point)
+        point = choose(adversarial, clean + (point - clean) * self.beta, point)
         step, turn = state.step[rows] + 1, state.turn[rows]
         over = step >= self.steps
         ended = over & (turn + 1 >= state.targets.shape[1])
-        point = torch.where(over[:, None, None, None], clean, point)
+        point = choose(over, clean, point)
         return replace(
             state,
             point=state.point.index_copy(0, rows, point),
@@ -185,21 +184,24 @@ def to_hyperplane(points: Tensor, normals: Tensor, levels: Tensor, budget: Budge
       Changes, shape (N, 3, H, W); as far as [0, 1] allows where it does not reach the plane.
     """
     weights, flat = normals.flatten(1), points.flatten(1)
-    missing = levels - (weights * flat).sum(dim=1)
-    towards = torch.where(missing >= 0, 1.0, -1.0)[:, None] * weights.sign()
-    room = torch.where(towards > 0, 1 - flat, flat)
-    pace = budget.step(torch.zeros_like(normals), normals, 1.0).flatten(1).abs()
+    missing = levels - torch.linalg.vecdot(weights, flat)
+    signs = weights.sign()
+    towards = signs.mul_(torch.where(missing >= 0, 1.0, -1.0)[:, None])
+    room = ((towards > 0).to(flat.dtype) - flat).abs()
     weights, missing = weights.abs(), missing.abs()
-    slope = weights * pace
-    reach = missing / slope.sum(dim=1).clamp(min=1e-30)
+    pace = budget.pace(weights)
+    wall = room if pace is None else room / pace.clamp(min=1e-30)  # at which m a value meets the edge of [0, 1]
+    slope, whole = (weights if pace is None else weights * pace), weights * room
+    steepness, space = slope.sum(dim=1), whole.sum(dim=1)
+    reach = missing / steepness.clamp(min=1e-30)
     for _ in range(MOST_NEWTON_STEPS):
-        free = reach[:, None] * pace < room
-        used = torch.where(free, 0.0, weights * room).sum(dim=1)
-        left = torch.where(free, slope, 0.0).sum(dim=1)
-        further = torch.where(left > 0, (missing - used) / left.clamp(min=1e-30), torch.inf)
+        free = (wall - reach[:, None]).sign_().clamp_(min=0)  # 1 where a value still moves
+        left = torch.linalg.vecdot(free, slope)
+        used = space - torch.linalg.vecdot(free, whole)
+        further = torch.where(left > 1e-6 * steepness, (missing - used) / left.clamp(min=1e-30), torch.inf)
         grown = torch.maximum(reach, further)
         if bool((grown <= reach * (1 + 1e-6)).all()):
             break
         reach = grown.clamp(max=1e30)
-    change = towards * torch.minimum(reach[:, None] * pace, room)
-    return torch.where(weights > 0, change, 0.0).reshape(points.shape)
+    moved = reach[:, None] if pace is None else reach[:, None] * pace
+    return (towards * torch.minimum(moved, room)).reshape(points.shape)

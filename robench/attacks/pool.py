@@ -82,8 +82,10 @@ class Pool:
         free += range(len(self.records), capacity)
         newcomers = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
         if newcomers:
-            incoming = join([parked if parked is not None else self._fresh(record) for record, parked in newcomers])
-            self._seat(free[: len(newcomers)], [record for record, _ in newcomers], incoming)
+            back = [(record, parked) for record, parked in newcomers if parked is not None]
+            fresh = [record for record, parked in newcomers if parked is None]
+            incoming = [parked for _, parked in back] + ([self._fresh(fresh)] if fresh else [])
+            self._seat(free[: len(newcomers)], [record for record, _ in back] + fresh, join(incoming))
         busy = [slot for slot, record in enumerate(self.records) if record is not None]
         half = max(len(self.records) // 2, least)
         if len(busy) <= half < len(self.records):
@@ -117,16 +119,15 @@ class Pool:
         for row, slot in enumerate(seats):
             self.records[slot] = records[row]
 
-    def _fresh(self, record: Record) -> Slots:
-        """The slot of a record that enters the stage."""
-        example = record.example
+    def _fresh(self, records: list[Record]) -> Slots:
+        """Slots of records that enter the stage."""
         examples = Examples(
-            images=example.image[None].to(self._device),
-            labels=torch.tensor([example.label], device=self._device),
-            logits=record.logits[None],
+            images=torch.stack([record.example.image for record in records]).to(self._device),
+            labels=torch.tensor([record.example.label for record in records], device=self._device),
+            logits=torch.stack([record.logits for record in records]),
         )
-        draws = Draws.of(self._seed, [example.id], self._device)
-        lowest = torch.tensor([record.attacked_margin], device=self._device)
+        draws = Draws.of(self._seed, [record.example.id for record in records], self._device)
+        lowest = torch.tensor([record.attacked_margin for record in records], device=self._device)
         return Slots(self.stage.attack.start(examples, self._budget, draws), lowest)
 
     def _keep(self, kept: list[int]) -> None:

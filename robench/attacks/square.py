@@ -6,6 +6,7 @@ Not here: which images count (`drive.py`), and how attacks are chained (`autoatt
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -33,8 +34,10 @@ class SquareState:
     draws: RandomSource
     query: Tensor
     """Queries made, int64, shape (N,)."""
+    candidate: Tensor
+    """Image to look at next, float32, shape (N, 3, H, W)."""
     best: Tensor
-    """Image with the lowest margin, float32, shape (N, 3, H, W)."""
+    """Image with the lowest margin."""
     lowest: Tensor
     """Its margin, shape (N,); infinite before the first query."""
     numbers: Tensor
@@ -88,13 +91,14 @@ class Square:
             expected = " or ".join(kind.__name__ for kind in _BEGIN)
             raise BudgetError(complaint("Square", "budget", type(budget).__name__, expected))
         zeros = torch.zeros_like(examples.labels)
-        begin = _BEGIN[type(budget)](examples.images, budget, draws)
+        begin = budget.project(_BEGIN[type(budget)](examples.images, budget, draws), examples.images)
         return SquareState(
             examples=examples,
             budget=budget,
             draws=draws,
             query=zeros,
-            best=budget.project(begin, examples.images),
+            candidate=begin,
+            best=begin,
             lowest=torch.full((len(zeros),), torch.inf, device=zeros.device),
             numbers=_numbers(draws, zeros),
             block=zeros,
@@ -102,11 +106,9 @@ class Square:
         )
 
     def ask(self, state: SquareState) -> Query:
-        rows = torch.arange(len(state.query), device=state.query.device)
-        images = self._candidates(state, rows)
         return Query(
-            rows=rows,
-            render=lambda part: images[part],
+            rows=torch.arange(len(state.query), device=state.query.device),
+            render=lambda part: state.candidate[part],
             objective=None,
             counts=torch.ones_like(state.done),
             step=state.query,
@@ -117,39 +119,48 @@ class Square:
         better = (found < state.lowest) | (found <= 0)
         rows = better.nonzero()[:, 0]
         query = state.query + 1
+        block, numbers = state.block, state.numbers
+        if bool((query // BLOCK - block >= 2).any()):
+            block = query // BLOCK
+            numbers = _numbers(state.draws, block)
         state = replace(
             state,
             query=query,
-            best=state.best.index_copy(0, rows, self._candidates(state, rows)),
+            best=state.best.index_copy(0, rows, state.candidate[rows]) if len(rows) else state.best,
             lowest=torch.where(better, found, state.lowest),
+            numbers=numbers,
+            block=block,
             done=state.done | (query > self.queries),
         )
-        block = query // BLOCK
-        if bool((block - state.block >= 2).any()):
-            state = replace(state, numbers=_numbers(state.draws, block), block=block)
-        return state
+        return replace(state, candidate=self._next(state))
 
-    def _candidates(self, state: SquareState, rows: Tensor) -> Tensor:
-        """The image each of these slots asks about: its start, or its best with one square changed."""
-        images = state.best[rows]  # a copy, changed in place
-        query = state.query[rows]
-        numbers = state.numbers[rows, query - BLOCK * state.block[rows]]
-        sides = self._sides(images.shape[2], images.shape[3], query, isinstance(state.budget, L2Ball))
-        for side in sorted(set(sides.tolist()) - {0}):
+    def _next(self, state: SquareState) -> Tensor:
+        """The best image of each slot with one square changed."""
+        images = state.best.clone()  # changed in place
+        slots = torch.arange(len(images), device=images.device)
+        numbers = state.numbers[slots, state.query - BLOCK * state.block]
+        sides = self._sides(images.shape[2], images.shape[3], state.query, isinstance(state.budget, L2Ball))
+        for side in sorted(set(sides.tolist())):
             which = (sides == side).nonzero()[:, 0]
-            _CHANGE[type(state.budget)](images, which, rows[which], state, side, numbers[which])
+            _CHANGE[type(state.budget)](images, which, state, side, numbers[which])
         return images
 
     def _sides(self, height: int, width: int, query: Tensor, odd: bool) -> Tensor:
-        """Side of the square of each query in pixels, 0 for the start, shape (N,)."""
+        """Side of the square of each query but the first in pixels, shape (N,)."""
         limits = torch.tensor([limit for limit, _ in SCHEDULE], device=query.device)
-        sides = []
-        for divisor in (*(divisor for _, divisor in SCHEDULE), 512):
-            side = max(round(math.sqrt(self.p_init / divisor * height * width)), 3 if odd else 1)
-            sides.append(min(side + (odd and side % 2 == 0), height, width))
+        sides = torch.tensor(_side_table(self.p_init, height, width, odd), device=query.device)
         # The published schedule counts from 0 after the start, and its first limit is 10 inclusive.
-        level = torch.bucketize(query - 1, limits)
-        return torch.where(query == 0, 0, torch.tensor(sides, device=query.device)[level])
+        return sides[torch.bucketize(query - 1, limits)]
+
+
+@cache
+def _side_table(p_init: float, height: int, width: int, odd: bool) -> list[int]:
+    """Side of the squares in each part of the schedule."""
+    sides = []
+    for divisor in (*(divisor for _, divisor in SCHEDULE), 512):
+        side = max(round(math.sqrt(p_init / divisor * height * width)), 3 if odd else 1)
+        sides.append(min(side + (odd and side % 2 == 0), height, width))
+    return sides
 
 
 def _numbers(draws: RandomSource, block: Tensor) -> Tensor:
@@ -187,11 +198,12 @@ def _stripes(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
     return (clean + budget.epsilon * signs).clamp(0, 1)
 
 
-def _linf_change(images: Tensor, which: Tensor, slots: Tensor, state: SquareState, side: int, numbers: Tensor) -> None:
+def _linf_change(images: Tensor, which: Tensor, state: SquareState, side: int, numbers: Tensor) -> None:
     """In `images[which]`, one square goes to plus or minus the radius in each channel."""
     windows, epsilon = _windows(numbers[:, :2], side, images), state.budget.epsilon
     signs = _signs(numbers[:, 3 : 3 + images.shape[1]])[:, :, None, None]
-    here, clean = _index(which, windows), state.examples.images[_index(slots, windows)]
+    here = _index(which, windows)
+    clean = state.examples.images[here]
     images[here] = (images[here] + 2 * epsilon * signs).clamp(clean - epsilon, clean + epsilon).clamp(0, 1)
 
 
@@ -214,9 +226,9 @@ def _bumps(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
     return clean + budget.epsilon * _unit(change)
 
 
-def _l2_change(images: Tensor, which: Tensor, slots: Tensor, state: SquareState, side: int, numbers: Tensor) -> None:
+def _l2_change(images: Tensor, which: Tensor, state: SquareState, side: int, numbers: Tensor) -> None:
     """In `images[which]`, one square takes a bump as long as it, another square and the spare radius together."""
-    clean, epsilon, everything = state.examples.images[slots], state.budget.epsilon, torch.arange(len(which))
+    clean, epsilon, everything = state.examples.images[which], state.budget.epsilon, torch.arange(len(which))
     change, channels = images[which] - clean, images.shape[1]
     everything = everything.to(change.device)
     here = _index(everything, _windows(numbers[:, :2], side, images))
@@ -259,7 +271,7 @@ def _peak(height: int, width: int) -> Tensor:
 
 
 _BEGIN: dict[type, Callable[[Tensor, Budget, RandomSource], Tensor]] = {LinfBall: _stripes, L2Ball: _bumps}
-_CHANGE: dict[type, Callable[[Tensor, Tensor, Tensor, SquareState, int, Tensor], None]] = {
+_CHANGE: dict[type, Callable[[Tensor, Tensor, SquareState, int, Tensor], None]] = {
     LinfBall: _linf_change,
     L2Ball: _l2_change,
 }

@@ -15,7 +15,7 @@ from robench.data.mini import attack_set
 from robench.fastpath import pass_rate
 from robench.zoo import load_model
 
-SLOTS = 32
+SLOTS = 64
 """As `robench.evaluate` on a CPU."""
 SIZES = (16, 32, 64, 128)
 """Batch sizes tried."""
