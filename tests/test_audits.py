@@ -38,7 +38,7 @@ def _purified(images: Tensor) -> Tensor:
 def _purified_backward(images: Tensor) -> Tensor:
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
-        (leaf**2).sum().backward()
+        (leaf**2).sum().backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
     assert leaf.grad is not None
     return images - 0.01 * leaf.grad
 

@@ -230,7 +230,8 @@ def test_a_worker_that_dies_while_the_model_works_is_a_data_error(clean_run: tup
 def test_pgd_linf_runs_on_real_photographs_and_networks_of_their_size(name: str, tmp_path: Path) -> None:
     """Pretrained weights cannot be had offline, so the last layer is fitted to the photographs first."""
     model = bundled.fitted(name, *bundled.photographs())
-    state = {key: tensor.contiguous() for key, tensor in model.network.state_dict().items()}
+    named = {key.removeprefix("network."): tensor for key, tensor in model.state_dict().items()}
+    state = {key: tensor.contiguous() for key, tensor in named.items()}
     save_file(state, tmp_path / "w.safetensors")
     result = evaluate(
         f"timm:{name}",

@@ -21,12 +21,14 @@ class Bench:
       claim: what is measured, one line.
       against: the peer.
       models: what it is usually measured on.
+      images: on how many images at most, unless said otherwise.
       run: measures it.
     """
 
     claim: str
     against: str
     models: tuple[str, ...]
+    images: int
     run: Callable[[Settings], Measurement]
 
 
@@ -35,12 +37,14 @@ CATALOGUE = {
         claim="Seconds and survivors of AutoAttack, stage by stage, beside its reference implementation",
         against="reference",
         models=("mini-resnet-gelu-adv", "mini-resnet-adv", "mini-deit-adv"),
+        images=128,
         run=measure_autoattack,
     ),
     "pgd": Bench(
         claim="Seconds of PGD with steps read off from one run, beside foolbox's LinfPGD",
         against="foolbox",
         models=("mini-resnet-adv", "mini-resnet-gelu-adv", "mini-deit-adv", "photographs:resnet50"),
+        images=512,
         run=measure_pgd,
     ),
 }

@@ -70,6 +70,16 @@ class Measurement:
         return {**own, "ratio": self.ratio, "valid": not self.doubts, "doubts": list(self.doubts), **self.details}
 
 
+def wait_for_rest(seconds: float = 120.0) -> bool:
+    """Wait until the load average says that the machine is quiet; whether it is in the end."""
+    end = time.monotonic() + seconds
+    while hasattr(os, "getloadavg") and os.getloadavg()[0] > LOAD_LIMIT:
+        if time.monotonic() >= end:
+            return False
+        time.sleep(min(2.0, seconds))
+    return True
+
+
 class Stopwatch:
     """Times two or more sides in turn, and watches the machine meanwhile."""
 

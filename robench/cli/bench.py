@@ -14,13 +14,14 @@ def bench(
     name: Annotated[str | None, typer.Argument(help="Which figure; none lists them.")] = None,
     against: Annotated[str | None, typer.Option(help="The peer; default the bench's own.")] = None,
     model: Annotated[str | None, typer.Option(help="A model's name, or `photographs:NAME` of timm.")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Images at most.")] = 256,
+    images: Annotated[int | None, typer.Option(min=1, help="Images at most; default the bench's own.")] = None,
     epsilon: Annotated[str | None, typer.Option(help="Radius; default one under which 60 to 75 % survive.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each side.")] = 3,
     json: Annotated[bool, typer.Option("--json", help="Print one object on stdout.")] = False,
 ) -> None:
     """Measure a figure that this project claims; without a name, list them."""
     from robench.bench import CATALOGUE, Settings
+    from robench.bench.measurement import wait_for_rest
 
     if name is None:
         if json:
@@ -37,7 +38,10 @@ def bench(
     chosen = CATALOGUE[name]
     if against not in (None, chosen.against):
         raise ProtocolError(complaint("robench bench", "against", f"`{against}`", f"`{chosen.against}`"))
-    found = chosen.run(Settings(model or chosen.models[0], images, epsilon, repeats))
+    if not wait_for_rest(0):
+        err.print("Waiting up to two minutes for the machine to come to rest.", markup=False)
+        wait_for_rest()
+    found = chosen.run(Settings(model or chosen.models[0], images or chosen.images, epsilon, repeats))
     for doubt in found.doubts:
         err.print(f"not valid: {doubt}", style="red", markup=False)
     content = found.content()

@@ -33,6 +33,8 @@ class Walk:
     stride: float
     steps: int
     name: str = "walk"
+    gradients = False
+    most_passes = (0, 1)
 
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> WalkState:
         zeros = torch.zeros_like(examples.labels)

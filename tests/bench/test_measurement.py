@@ -68,3 +68,12 @@ def test_the_content_is_one_flat_object() -> None:
     assert content["doubts"] == ["Busy."]
     assert content["steps"] == 40
     assert not any(isinstance(value, dict) for value in content.values())
+
+
+def test_a_busy_machine_is_waited_for_and_no_longer_than_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    loads = iter([2.0, 1.0, 0.2])
+    monkeypatch.setattr(os, "getloadavg", lambda: (next(loads), 0.0, 0.0))
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    assert measurement.wait_for_rest()
+    monkeypatch.setattr(os, "getloadavg", lambda: (2.0, 0.0, 0.0))
+    assert not measurement.wait_for_rest(0)

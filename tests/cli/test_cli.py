@@ -574,6 +574,7 @@ def test_benches_are_listed_and_an_unknown_one_is_named() -> None:
 def test_a_bench_prints_one_object_and_says_when_it_is_not_valid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("robench.bench.pgd.STEPS", 2)
     monkeypatch.setattr(os, "getloadavg", lambda: (9.0, 9.0, 9.0))
+    monkeypatch.setattr("robench.bench.measurement.wait_for_rest", lambda seconds=0.0: False)
     settings = ("--model", "mini-resnet-adv", "--images", "16", "--epsilon", "4/255", "--repeats", "1")
     code, stdout, stderr = _invoke("bench", "pgd", *settings, "--json")
     found = json.loads(stdout)
