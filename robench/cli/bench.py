@@ -24,13 +24,7 @@ def bench(
     from robench.bench.measurement import wait_for_rest
 
     if name is None:
-        if json:
-            print_json({key: {"claim": each.claim, "against": each.against} for key, each in CATALOGUE.items()})
-            return
-        table = Table("bench", "against", "what it measures", Column("models", overflow="fold"))
-        for key, each in CATALOGUE.items():
-            table.add_row(key, each.against, each.claim, Text(", ".join(each.models)))
-        out.print(table)
+        _list(json)
         return
     if name not in CATALOGUE:
         advice = did_you_mean(name, CATALOGUE)
@@ -53,4 +47,17 @@ def bench(
     for key, value in content.items():
         if key not in ("name", "model", "examples", "doubts"):
             table.add_row(key.replace("_", " "), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+    out.print(table)
+
+
+def _list(json: bool) -> None:
+    """Show the benches."""
+    from robench.bench import CATALOGUE
+
+    if json:
+        print_json({key: {"claim": each.claim, "against": each.against} for key, each in CATALOGUE.items()})
+        return
+    table = Table("bench", "against", "what it measures", Column("models", overflow="fold"))
+    for key, each in CATALOGUE.items():
+        table.add_row(key, each.against, each.claim, Text(", ".join(each.models)))
     out.print(table)
