@@ -16,8 +16,8 @@ from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.losses import cross_entropy
 
-SWEEP = (0.25, 0.5, 1.0, 2.0, 4.0)
-"""Radii at which the loss is looked at, in units of the protocol's."""
+SWEEP = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
+"""Radii at which the loss is looked at, in units of the protocol's: beyond it, few steps overshoot."""
 SWEEP_EXAMPLES = 64
 SWEEP_STEPS = 5
 SLACK = 0.02
@@ -104,7 +104,7 @@ def rises(losses: Sequence[float]) -> bool:
 
 
 def radius_sweep(classifier: Classifier, images: Tensor, labels: Tensor, budget: Budget) -> list[str]:
-    """Whether gradient steps reach a higher loss where they may go further than this budget, and a lower one nearer."""
+    """Whether gradient steps reach a higher loss where they may go further, up to this budget."""
     if budget.epsilon == 0:
         return []
     budgets = [budget.scaled(factor) for factor in SWEEP]

@@ -127,6 +127,7 @@ def _first_examples(source: Source, count: int, device: torch.device) -> tuple[T
         for position, image in zip(positions, source.images(positions), strict=True)
         if isinstance(image, Tensor)
     ]
+    found = [(image, label) for image, label in found if image.shape == found[0][0].shape]  # others are refused later
     images = torch.stack([image for image, _ in found]).to(device)
     return images, torch.tensor([label for _, label in found], device=device)
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from robench.attacks.drive import Example, Finished, Stage, drive
@@ -166,8 +165,8 @@ class _LastLook:
         return self.inner.most_passes
 
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> _Looking:
-        keys = torch.tensor([_key(draws)], device=examples.labels.device)
-        return _Looking(self.inner.start(examples, budget, draws), keys)
+        assert isinstance(draws, Draws), "the driver draws for each example"
+        return _Looking(self.inner.start(examples, budget, draws), draws.keys)
 
     def ask(self, state: _Looking) -> Query:
         return self.inner.ask(state.inner)
