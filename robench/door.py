@@ -14,7 +14,6 @@ from torch import Tensor
 from robench.attacks import CASCADES, CATALOGUE
 from robench.attacks.drive import Stage
 from robench.attacks.interface import Attack
-from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
 from robench.budgets import BUDGETS, Budget, LinfBall
 from robench.classifier import DOOR_ROWS, Classifier
 from robench.data import Source
@@ -88,14 +87,8 @@ def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any
     return value
 
 
-def look_at_model(
-    classifier: Classifier, source: Source, *, gradients: bool, budget: Budget
-) -> tuple[list[str], Tensor]:
-    """Show the model its first batch, and audit it if attacks will ask for gradients.
-
-    Returns:
-      Caveats, and the batch, shape (N, 3, H, W).
-    """
+def look_at_model(classifier: Classifier, source: Source, *, gradients: bool) -> tuple[list[str], Tensor]:
+    """Show the model its first batch; returns caveats and that batch, shape (N, 3, H, W)."""
     images: list[Tensor] = []
     unreadable: list[Unreadable] = []
     count = min(DOOR_ROWS, len(source.ids))
@@ -113,13 +106,10 @@ def look_at_model(
     batch = torch.stack(images)
     least = max(source.labels) + 1
     caveats = classifier.check(batch, classes=source.classes, least=least, gradients=gradients)
-    if gradients:
-        caveats += calls_autograd(classifier, batch.to(classifier.device))
-        caveats += radius_sweep(classifier, *_first_examples(source, SWEEP_EXAMPLES, classifier.device), budget)
     return caveats, batch
 
 
-def _first_examples(source: Source, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def first_examples(source: Source, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """The first readable examples: images, shape (N, 3, H, W), and labels, shape (N,)."""
     positions = range(min(count, len(source.ids)))
     found = [

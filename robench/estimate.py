@@ -3,20 +3,16 @@
 Not here: the evaluation (`evaluation`), and what it did cost (`cost.json` of a run).
 """
 
-import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from robench.classifier import Classifier
 from robench.data import check_there
-from robench.data.source import Unreadable
-from robench.fastpath import pass_rate
-from robench.preparation import Options, Prepared, Request, check_numbers, prepared
+from robench.door import first_examples
+from robench.fastpath import pass_rate, repeated
+from robench.preparation import Options, Prepared, Request, check_numbers, needs_gradients, prepared
 from robench.registry import resolve
 
 CLEAN_EXAMPLES = 64
@@ -97,10 +93,9 @@ def estimate(
 
 def _of(scene: Prepared) -> Estimate:
     faster, count = scene.fast.classifier, scene.plan.data.count
-    rows = scene.batch[torch.arange(scene.slots) % len(scene.batch)].to(faster.device)
-    gradients = any(stage.attack.gradients for stage in scene.stages)
-    gradient_rate = pass_rate(faster, rows) if gradients else None
-    label_rate = _label_rate(faster, rows)
+    rows = repeated(scene.batch, scene.slots).to(faster.device)
+    gradient_rate = pass_rate(faster, rows) if needs_gradients(scene.stages) else None
+    label_rate = pass_rate(faster, rows, gradients=False)
     clean = _clean_share(scene)
     right = round(clean * count)
     stages = [StageEstimate("clean", 0, count, count / label_rate)]
@@ -120,25 +115,8 @@ def _of(scene: Prepared) -> Estimate:
     )
 
 
-def _label_rate(classifier: Classifier, images: Tensor) -> float:
-    seconds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        classifier.logits(images).tolist()  # waits for a GPU
-        seconds.append(time.perf_counter() - began)
-    return len(images) / min(seconds[1:])
-
-
 def _clean_share(scene: Prepared) -> float:
-    positions = range(min(CLEAN_EXAMPLES, scene.plan.data.count))
-    found = list(_readable(scene, positions))
-    images = torch.stack([image for image, _ in found]).to(scene.classifier.device)
-    logits = torch.cat([scene.classifier.logits(part) for part in torch.split(images, 32)])
-    labels = torch.tensor([label for _, label in found], device=logits.device)
+    classifier = scene.classifier
+    images, labels = first_examples(scene.source, min(CLEAN_EXAMPLES, scene.plan.data.count), classifier.device)
+    logits = torch.cat([classifier.logits(part) for part in torch.split(images, 32)])
     return float((logits.argmax(dim=1) == labels).double().mean())
-
-
-def _readable(scene: Prepared, positions: range) -> Iterator[tuple[Tensor, int]]:
-    for position, image in zip(positions, scene.source.images(positions), strict=True):
-        if not isinstance(image, Unreadable):
-            yield image, scene.source.labels[position]

@@ -179,7 +179,8 @@ def _evaluate(request: Request, registered: Registered, run_dir: str | Path | No
             adversarial.claim()
         if options.fresh and folder.exists():
             _clear(folder)
-        run = Run.create(folder, scene.plan)
+        begun = (folder / "plan.json").exists()
+        run = Run.create(folder, scene.plan if begun else scene.audited())
         _check_same_function(run, scene.plan.model)
         with run.locked():
             if adversarial is not None and options.fresh:

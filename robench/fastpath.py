@@ -175,10 +175,11 @@ def _plain(part: nn.Module) -> bool:
     return not any(hooks) and not parametrize.is_parametrized(part)
 
 
-def pass_rate(classifier: Classifier, images: Tensor, *, repeats: int = 3) -> float:
-    """Images per second, forward and backward, after a pass to warm up; the fastest of the repeats.
+def pass_rate(classifier: Classifier, images: Tensor, *, gradients: bool = True, repeats: int = 3) -> float:
+    """Images per second after a pass to warm up; the fastest of the repeats.
 
     Args:
+      gradients: forward and backward; else forward alone.
       images: float32 in [0, 1], shape (N, 3, H, W), on the classifier's device.
     """
     seconds = []
@@ -186,10 +187,18 @@ def pass_rate(classifier: Classifier, images: Tensor, *, repeats: int = 3) -> fl
         for _ in range(repeats + 1):
             _wait(classifier.device)
             began = time.perf_counter()
-            classifier.gradient(images, _spread)
+            if gradients:
+                classifier.gradient(images, _spread)
+            else:
+                classifier.logits(images)
             _wait(classifier.device)
             seconds.append(time.perf_counter() - began)
     return len(images) / min(seconds[1:])
+
+
+def repeated(images: Tensor, count: int) -> Tensor:
+    """So many images, the given ones over and over."""
+    return images[torch.arange(count) % len(images)]
 
 
 def _wait(device: torch.device) -> None:

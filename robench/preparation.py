@@ -15,13 +15,14 @@ from torch import Tensor
 from robench.attacks import REVISION
 from robench.attacks.drive import Stage
 from robench.attacks.reference import check_reference
+from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
 from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source, open_source
 from robench.data.source import ids_digest
-from robench.door import build_attack, look_at_model, model_record
+from robench.door import build_attack, first_examples, look_at_model, model_record
 from robench.errors import DataError, RunError, complaint
-from robench.fastpath import COMPILED, MEASURES, FastPath, best_batch_size, pass_rate, quicken
+from robench.fastpath import COMPILED, MEASURES, FastPath, best_batch_size, pass_rate, quicken, repeated
 from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered
@@ -110,6 +111,16 @@ class Prepared:
         fast = quicken(self.classifier, self.batch, measures=measures, gradients=needs_gradients(self.stages))
         return dataclasses.replace(self, fast=fast)
 
+    def audited(self) -> Plan:
+        """The plan with what the audits find; they cost some passes, so they are for runs that begin."""
+        if not needs_gradients(self.stages):
+            return self.plan
+        device = self.classifier.device
+        images, labels = first_examples(self.source, min(SWEEP_EXAMPLES, self.plan.data.count), device)
+        found = calls_autograd(self.classifier, self.batch.to(device))
+        found += radius_sweep(self.fast.classifier, images, labels, self.budget)
+        return self.plan.model_copy(update={"caveats": (*self.plan.caveats, *found)})
+
 
 @contextmanager
 def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
@@ -134,7 +145,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         )
         data = _planned_data(protocol, source, request)
         gradients = needs_gradients(stages)
-        caveats, batch = look_at_model(classifier, source, gradients=gradients, budget=budget)
+        caveats, batch = look_at_model(classifier, source, gradients=gradients)
         model = model_record(classifier, loaded, batch.shape[2:])
         fast = quicken(classifier, batch, measures=_measures(options, stages), gradients=gradients)
         key = run_key(
@@ -179,7 +190,7 @@ def _slots(classifier: Classifier, batch: Tensor) -> int:
     if classifier.device.type == "cpu":
         return CPU_SLOTS
     rows = batch.to(classifier.device)
-    return best_batch_size(lambda size: pass_rate(classifier, rows[torch.arange(size) % len(rows)]))
+    return best_batch_size(lambda size: pass_rate(classifier, repeated(rows, size)))
 
 
 def check_numbers(request: Request) -> None:

@@ -138,3 +138,19 @@ def test_caveats_of_the_door_and_of_the_way_are_in_the_result_and_do_not_leak(tm
     assert audits.ZERO_GRADIENT.format(attack="pgd") in masked.caveats
     network = robench.load_model("mini-resnet")
     assert robench.evaluate(network, "mini-pgd-linf", data=data, run_dir=tmp_path / "next").caveats == ()
+
+
+def test_audits_are_for_runs_that_begin_and_no_larger_than_the_run(tmp_path: Path) -> None:
+    images, labels = attack_set()
+    network, asked = robench.load_model("mini-resnet"), 0
+
+    def count(*_: object) -> None:
+        nonlocal asked
+        asked += 1
+
+    network.register_forward_hook(count)
+    settings = {"data": (images[:100], labels[:100]), "limit": 1, "run_dir": tmp_path}
+    robench.evaluate(network, "mini-pgd-linf", **settings)
+    first, asked = asked, 0
+    robench.evaluate(network, "mini-pgd-linf", **settings)  # reused
+    assert asked <= first - 5 * audits.SWEEP_STEPS

@@ -162,7 +162,8 @@ def attack_by_reference(
     for stage in stages:
         peer = _peer(stage, settings)
         attacked = images.clone()
-        for rows in torch.split(robust.nonzero()[:, 0], batch_size):
+        left = robust.nonzero()[:, 0]
+        for rows in torch.split(left, batch_size) if len(left) else ():  # an empty tensor splits into one empty part
             with torch.random.fork_rng(devices=[images.device] if images.device.type == "cuda" else []):
                 found = peer(model)(images[rows], labels[rows])
             with torch.no_grad():

@@ -15,10 +15,10 @@ from robench.attacks.drive import Example, Stage, drive
 from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import SIZES, SLOTS, best_size, forward_rate, rows, scene
+from robench.bench.scene import SIZES, SLOTS, best_size, scene
 from robench.budgets import Budget, LinfBall
 from robench.classifier import Classifier, Passes
-from robench.fastpath import pass_rate, quicken
+from robench.fastpath import pass_rate, quicken, repeated
 from robench.protocol import fraction
 
 RADIUS = "4/255"
@@ -127,9 +127,9 @@ def _theirs(
 
 def _overhead(runs: list[_StageRun], own: Classifier, faster: Classifier, images: Tensor) -> float:
     """Wall time over what the passes cost at their best batch sizes."""
-    gradient = max(pass_rate(faster, rows(images, size)) for size in SIZES)
-    forward = max(forward_rate(faster, rows(images, size)) for size in SIZES)
-    confirm = max(forward_rate(own, rows(images, size)) for size in SIZES)
+    gradient = max(pass_rate(faster, repeated(images, size)) for size in SIZES)
+    forward = max(pass_rate(faster, repeated(images, size), gradients=False) for size in SIZES)
+    confirm = max(pass_rate(own, repeated(images, size), gradients=False) for size in SIZES)
     spent = sum(run.gradients / gradient + run.labels / forward + run.confirmations / confirm for run in runs)
     return sum(run.seconds for run in runs) / spent
 

@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from robench.attacks.drive import Example, Stage, drive
 from robench.attacks.pgd import PGD
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import SIZES, SLOTS, best_size, forward_rate, rows, scene
+from robench.bench.scene import SIZES, SLOTS, best_size, scene
 from robench.budgets import LinfBall
 from robench.classifier import Classifier, Passes
 from robench.errors import DataError, complaint
-from robench.fastpath import pass_rate, quicken
+from robench.fastpath import pass_rate, quicken, repeated
 from robench.protocol import fraction
 
 STEPS = 40
@@ -132,8 +132,10 @@ def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, s
 
 def _overhead(run: _Ours, images: Tensor) -> float:
     """Wall time over what the passes cost at their best batch size."""
-    rate = max(pass_rate(run.faster, rows(images, size)) for size in SIZES)
-    spent = run.faster.passes.backward / rate + run.own.passes.forward / forward_rate(run.own, rows(images, SLOTS))
+    rate = max(pass_rate(run.faster, repeated(images, size)) for size in SIZES)
+    spent = run.faster.passes.backward / rate + run.own.passes.forward / pass_rate(
+        run.own, repeated(images, SLOTS), gradients=False
+    )
     return run.driving / spent
 
 

@@ -3,8 +3,6 @@
 Not here: any attack (one file each).
 """
 
-import time
-
 import torch
 from torch import Tensor, nn
 
@@ -12,7 +10,7 @@ from robench.bench.measurement import Settings
 from robench.bench.photographs import fitted, photographs
 from robench.classifier import Classifier
 from robench.data.mini import attack_set
-from robench.fastpath import pass_rate
+from robench.fastpath import pass_rate, repeated
 from robench.zoo import load_model
 
 SLOTS = 64
@@ -32,21 +30,6 @@ def scene(settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
     return load_model(settings.model).eval(), images[: settings.images], labels[: settings.images]
 
 
-def rows(images: Tensor, count: int) -> Tensor:
-    """So many images, repeated if there are fewer."""
-    return images[torch.arange(count) % len(images)]
-
-
 def best_size(classifier: Classifier, images: Tensor) -> int:
     """Batch size at which forward and backward passes are fastest."""
-    return max(SIZES, key=lambda size: pass_rate(classifier, rows(images, size)))
-
-
-def forward_rate(classifier: Classifier, images: Tensor) -> float:
-    """Images per second, forward alone."""
-    seconds = []
-    for _ in range(4):
-        began = time.perf_counter()
-        classifier.logits(images)
-        seconds.append(time.perf_counter() - began)
-    return len(images) / min(seconds[1:])
+    return max(SIZES, key=lambda size: pass_rate(classifier, repeated(images, size)))

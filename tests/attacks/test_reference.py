@@ -107,3 +107,13 @@ def test_a_missing_reference_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch)
     message = r"^reference: `pyautoattack` is not installed; expected the reference\. Install it: `pip install pyauto"
     with pytest.raises(RunError, match=message):
         check_reference([PGD(step_size=0.1, steps=1)])
+
+
+def test_a_model_of_which_nothing_is_left_ends_early() -> None:
+    net, images = small_net(), random_images(4)
+    labels = net(images).argmax(dim=1)
+    stages = AutoAttack(steps=10, targets=1, queries=2).stages()
+    verdicts = list(attack_by_reference(stages, net, images, labels, budget=LinfBall(1.0), seed=0, batch_size=3))
+    assert [verdict.stage for verdict in verdicts] == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert not bool(verdicts[0].robust.any())
+    assert not bool(verdicts[-1].robust.any())
