@@ -149,8 +149,8 @@ def test_audits_are_for_runs_that_begin_and_no_larger_than_the_run(tmp_path: Pat
         asked += 1
 
     network.register_forward_hook(count)
-    settings = {"data": (images[:100], labels[:100]), "limit": 1, "run_dir": tmp_path}
-    robench.evaluate(network, "mini-pgd-linf", **settings)
+    data = images[:100], labels[:100]
+    robench.evaluate(network, "mini-pgd-linf", data=data, limit=1, run_dir=tmp_path)
     first, asked = asked, 0
-    robench.evaluate(network, "mini-pgd-linf", **settings)  # reused
+    robench.evaluate(network, "mini-pgd-linf", data=data, limit=1, run_dir=tmp_path)  # reused
     assert asked <= first - 5 * audits.SWEEP_STEPS
