@@ -111,13 +111,15 @@ class LinfBall:
         return None
 
     def step(self, images: Tensor, gradient: Tensor, step_size: float | Tensor) -> Tensor:
-        return images + step_size * gradient.sign()
+        if isinstance(step_size, Tensor):
+            return images + gradient.sign().mul_(step_size)
+        return torch.add(images, gradient.sign(), alpha=step_size)
 
     def project(self, images: Tensor, clean: Tensor) -> Tensor:
         return images.clamp(clean - self.epsilon, clean + self.epsilon).clamp_(0, 1)
 
     def length(self, change: Tensor) -> Tensor:
-        return change.flatten(1).abs().amax(dim=1)
+        return change.abs().flatten(1).amax(dim=1)
 
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
         return (self.length(images - clean) - self.epsilon).maximum(_outside_box(images))

@@ -204,17 +204,15 @@ class APGD:
 
     def _windows(self, step: Tensor) -> Tensor:
         """Length of the window that ends at each slot's step, 0 where none does."""
-        table = torch.zeros(self.steps + 1, dtype=torch.int64, device=step.device)
-        for at, window in self.checkpoints.items():
-            table[at] = window
-        return table[step.clamp(max=self.steps)]
+        table = [self.checkpoints.get(at, 0) for at in range(self.steps + 1)]
+        return torch.tensor(table, device=step.device)[step.clamp(max=self.steps)]
 
     def _next(self, state: APGDState, point: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:
         """The image after a step from `point`, pulled along by the step before."""
         clean, budget = state.examples.images, state.budget
         target = budget.project(budget.step(point, gradient, step_size), clean)
         weight = torch.where(state.step == 0, 1.0, MOMENTUM)[:, None, None, None]
-        pulled = point + (target - point) * weight + (point - state.origin) * (1 - weight)
+        pulled = target.sub_(point).mul_(weight).add_(point).add_((point - state.origin).mul_(1 - weight))
         return budget.project(pulled, clean)
 
     def _turn(self, state: APGDState) -> APGDState:

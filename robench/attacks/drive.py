@@ -180,6 +180,7 @@ class _Driver:
         """
         clean, labels = pool.slots.state.examples.images, pool.slots.state.examples.labels
         busy = torch.tensor([record is not None for record in pool.records], device=labels.device)
+        in_order = torch.equal(query.rows, torch.arange(len(labels), device=labels.device))
         parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         adversarial: dict[int, tuple[int, Tensor]] = {}
         for begin in range(0, len(query.rows), self.slots):
@@ -188,17 +189,14 @@ class _Driver:
             parts.append(self._ask_model(query, slots, images))
             logits = parts[-1][0]
             counted = query.counts[rows] & busy[slots]
-            self._measure(images, clean[slots], counted, pool.stage.attack.name)
+            origins = clean[rows] if in_order else clean.index_select(0, slots)
+            self._measure(images, origins, counted, pool.stage.attack.name)
             fooled = counted & logits.isfinite().all(dim=1) & (logits.argmax(dim=1) != labels[slots])
             if pool.stage.read_off is not None:
                 fooled &= torch.isin(query.step[rows], torch.tensor(sorted(pool.stage.read_off), device=labels.device))
             for row in fooled.nonzero()[:, 0].tolist():
                 adversarial.setdefault(int(slots[row]), (begin + row, images[row]))
-        logits = torch.cat([part[0] for part in parts])
-        if query.objective is None:
-            return Answer(logits, None, None), adversarial
-        values, gradients = [part[1] for part in parts], [part[2] for part in parts]
-        return Answer(logits, torch.cat(values), torch.cat(gradients)), adversarial  # type: ignore[arg-type]  # no None here
+        return _joined(parts), adversarial
 
     def _ask_model(self, query: Query, slots: Tensor, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         objective = query.objective
@@ -208,6 +206,8 @@ class _Driver:
 
     def _measure(self, images: Tensor, clean: Tensor, counted: Tensor, attack: str) -> None:
         """Law 1: images that count lie inside the budget."""
+        if not bool(counted.any()):
+            return
         excess = self.budget.excess(images, clean)
         worst = float(torch.where(counted, excess, -torch.inf).max())
         if not worst <= TOLERANCE:
@@ -342,6 +342,16 @@ class _Driver:
         self.on_event("slots halved", {"slots": self.slots})
         for crowded in self.pools:
             crowded.shrink(self.slots)
+
+
+def _joined(parts: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> Answer:
+    """One answer of the model's answers to the parts of a query."""
+    if len(parts) == 1:
+        return Answer(*parts[0])
+    logits, values, gradients = ([part[column] for part in parts] for column in range(3))
+    if values[0] is None:
+        return Answer(torch.cat(logits), None, None)  # type: ignore[arg-type]  # logits are never None
+    return Answer(torch.cat(logits), torch.cat(values), torch.cat(gradients))  # type: ignore[arg-type]  # nor these here
 
 
 def steepest_of(gradient: Tensor) -> Tensor:

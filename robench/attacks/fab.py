@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robench.arrays import choose
+from robench.arrays import choose, rows_of, with_rows
 from robench.attacks.interface import Answer, Examples, Query
 from robench.budgets import Budget
 from robench.errors import ProtocolError, complaint
@@ -95,18 +95,20 @@ class FAB:
 
     def ask(self, state: FABState) -> Query:
         rows, judging = _rows(state)
-        points = state.point[rows]
+        points = rows_of(state.point, rows)
         labels, aims = state.examples.labels, _aims(state)
 
         def gap(logits: Tensor, slots: Tensor) -> Tensor:
             return _at(logits, aims[slots]) - _at(logits, labels[slots])
 
-        inside = state.budget.excess(points, state.examples.images[rows]) <= 0
+        counts = torch.zeros_like(rows, dtype=torch.bool)
+        if judging:
+            counts = state.budget.excess(points, rows_of(state.examples.images, rows)) <= 0
         return Query(
             rows=rows,
             render=lambda part: points[part],
             objective=None if judging else gap,
-            counts=inside & judging,
+            counts=counts,
             step=(state.turn * self.steps + state.step)[rows],
         )
 
@@ -119,32 +121,32 @@ class FAB:
         moved = self._walk(state, rows, answer.value, answer.gradient)
         return replace(
             state,
-            point=state.point.index_copy(0, rows, moved),
+            point=with_rows(state.point, rows, moved),
             judged=state.judged.index_fill(0, rows, True),
         )
 
     def _walk(self, state: FABState, rows: Tensor, gap: Tensor, slope: Tensor) -> Tensor:
         """The next image of these slots."""
-        point, clean, budget = state.point[rows], state.examples.images[rows], state.budget
-        flat = slope.flatten(1)
-        rise = (flat * point.flatten(1)).sum(dim=1) - gap  # the plane: slope . z = rise
+        point, clean, budget = rows_of(state.point, rows), rows_of(state.examples.images, rows), state.budget
+        rise = _dot(slope, point) - gap  # the plane: slope . z = rise
         near, far = (to_hyperplane(images, slope, rise, budget) for images in (point, clean))
         lengths = [budget.length(change).clamp(min=1e-8) for change in (near, far)]
         pull = (lengths[0] / (lengths[0] + lengths[1])).clamp(0, self.alpha_max)[:, None, None, None]
-        return ((point + self.eta * near) * (1 - pull) + (clean + self.eta * far) * pull).clamp(0, 1)
+        first, second = torch.add(point, near, alpha=self.eta), torch.add(clean, far, alpha=self.eta)
+        return first.mul_(1 - pull).add_(second.mul_(pull)).clamp_(0, 1)
 
     def _judge(self, state: FABState, rows: Tensor, logits: Tensor) -> FABState:
         """Step back where the image was adversarial; count the iteration."""
-        point, clean = state.point[rows], state.examples.images[rows]
+        point, clean = rows_of(state.point, rows), rows_of(state.examples.images, rows)
         adversarial = logits.argmax(dim=1) != state.examples.labels[rows]
-        point = choose(adversarial, clean + (point - clean) * self.beta, point)
+        point = choose(adversarial, (point - clean).mul_(self.beta).add_(clean), point)
         step, turn = state.step[rows] + 1, state.turn[rows]
         over = step >= self.steps
         ended = over & (turn + 1 >= state.targets.shape[1])
         point = choose(over, clean, point)
         return replace(
             state,
-            point=state.point.index_copy(0, rows, point),
+            point=with_rows(state.point, rows, point),
             step=state.step.index_copy(0, rows, torch.where(over, 0, step)),
             turn=state.turn.index_copy(0, rows, turn + (over & ~ended)),
             judged=state.judged.index_fill(0, rows, False),
@@ -162,6 +164,11 @@ def _rows(state: FABState) -> tuple[Tensor, bool]:
 
 def _aims(state: FABState) -> Tensor:
     return state.targets.gather(1, state.turn[:, None])[:, 0]
+
+
+def _dot(one: Tensor, other: Tensor) -> Tensor:
+    """Sum of the products of each row's values, shape (N,)."""
+    return (one * other).flatten(1).sum(dim=1)
 
 
 def _at(logits: Tensor, classes: Tensor) -> Tensor:
@@ -184,18 +191,18 @@ def to_hyperplane(points: Tensor, normals: Tensor, levels: Tensor, budget: Budge
       Changes, shape (N, 3, H, W); as far as [0, 1] allows where it does not reach the plane.
     """
     weights, flat = normals.flatten(1), points.flatten(1)
-    missing = levels - torch.linalg.vecdot(weights, flat)
-    signs = weights.sign()
-    towards = signs.mul_(torch.where(missing >= 0, 1.0, -1.0)[:, None])
-    room = ((towards > 0).to(flat.dtype) - flat).abs()
+    missing = levels - _dot(weights, flat)
+    towards = weights.sign().mul_(torch.where(missing >= 0, 1.0, -1.0)[:, None])
+    room = towards.clamp(min=0).sub_(flat).abs_()
     weights, missing = weights.abs(), missing.abs()
     pace = budget.pace(weights)
     wall = room if pace is None else room / pace.clamp(min=1e-30)  # at which m a value meets the edge of [0, 1]
     slope, whole = (weights if pace is None else weights * pace), weights * room
     steepness, space = slope.sum(dim=1), whole.sum(dim=1)
     reach = missing / steepness.clamp(min=1e-30)
+    free = torch.empty_like(wall)
     for _ in range(MOST_NEWTON_STEPS):
-        free = (wall - reach[:, None]).sign_().clamp_(min=0)  # 1 where a value still moves
+        torch.gt(wall, reach[:, None], out=free)  # 1 where a value still moves
         left = torch.linalg.vecdot(free, slope)
         used = space - torch.linalg.vecdot(free, whole)
         further = torch.where(left > 1e-6 * steepness, (missing - used) / left.clamp(min=1e-30), torch.inf)
@@ -204,4 +211,4 @@ def to_hyperplane(points: Tensor, normals: Tensor, levels: Tensor, budget: Budge
             break
         reach = grown.clamp(max=1e30)
     moved = reach[:, None] if pace is None else reach[:, None] * pace
-    return (towards * torch.minimum(moved, room)).reshape(points.shape)
+    return torch.minimum(moved, room).mul_(towards).reshape(points.shape)

@@ -173,23 +173,25 @@ def _signs(numbers: Tensor) -> Tensor:
     return torch.where(numbers < 0.5, -1.0, 1.0)
 
 
-def _windows(numbers: Tensor, side: int, images: Tensor) -> tuple[Tensor, ...]:
-    """Channels, rows and columns of one square for each two uniforms, to index images with; shape (N, 2)."""
+def _places(slots: Tensor, numbers: Tensor, side: int, images: Tensor) -> Tensor:
+    """Where the values of one square of each slot stand in all images as one long row.
+
+    Args:
+      slots: which images, int64, shape (S,).
+      numbers: two uniforms for each slot, shape (S, 2).
+      side: of the square in pixels.
+      images: shape (N, C, H, W), of which the places are.
+    Returns:
+      Places, int64, shape (S C side side,): indexing with one number is many times as fast as with four.
+    """
     _, channels, height, width = images.shape
     device = images.device
     room = torch.tensor([height - side, width - side], device=device)
     first = (numbers * room).to(torch.int64)  # never the last place, unless there is but one
     span = torch.arange(side, device=device)
-    rows, columns = (first[:, axis, None] + span for axis in (0, 1))
-    return (
-        torch.arange(channels, device=device)[None, :, None, None],
-        rows[:, None, :, None],
-        columns[:, None, None, :],
-    )
-
-
-def _index(rows: Tensor, windows: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    return rows[:, None, None, None], *windows
+    plane = slots[:, None] * channels + torch.arange(channels, device=device)
+    corner = plane * (height * width) + first[:, :1] * width + first[:, 1:]
+    return (corner[:, :, None, None] + span[:, None] * width + span).flatten()
 
 
 def _stripes(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
@@ -200,11 +202,11 @@ def _stripes(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
 
 def _linf_change(images: Tensor, which: Tensor, state: SquareState, side: int, numbers: Tensor) -> None:
     """In `images[which]`, one square goes to plus or minus the radius in each channel."""
-    windows, epsilon = _windows(numbers[:, :2], side, images), state.budget.epsilon
-    signs = _signs(numbers[:, 3 : 3 + images.shape[1]])[:, :, None, None]
-    here = _index(which, windows)
-    clean = state.examples.images[here]
-    images[here] = (images[here] + 2 * epsilon * signs).clamp(clean - epsilon, clean + epsilon).clamp(0, 1)
+    places, epsilon = _places(which, numbers[:, :2], side, images), state.budget.epsilon
+    pushes = 2 * epsilon * _signs(numbers[:, 3 : 3 + images.shape[1]])
+    values, clean = (every.view(-1).index_select(0, places) for every in (images, state.examples.images))
+    pushed = (values.view(*pushes.shape, -1) + pushes[:, :, None]).flatten()
+    images.view(-1).index_copy_(0, places, pushed.clamp_(clean - epsilon, clean + epsilon).clamp_(0, 1))
 
 
 def _bumps(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
@@ -228,21 +230,19 @@ def _bumps(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
 
 def _l2_change(images: Tensor, which: Tensor, state: SquareState, side: int, numbers: Tensor) -> None:
     """In `images[which]`, one square takes a bump as long as it, another square and the spare radius together."""
-    clean, epsilon, everything = state.examples.images[which], state.budget.epsilon, torch.arange(len(which))
-    change, channels = images[which] - clean, images.shape[1]
-    everything = everything.to(change.device)
-    here = _index(everything, _windows(numbers[:, :2], side, images))
-    there = _index(everything, _windows(numbers[:, 6:8], side, images))
+    clean, epsilon, channels = state.examples.images[which], state.budget.epsilon, images.shape[1]
+    change = images[which] - clean
+    rows = torch.arange(len(which), device=change.device)
+    here, there = (_places(rows, pair, side, change) for pair in (numbers[:, :2], numbers[:, 6:8]))
     both = torch.zeros_like(change)
-    both[here] = both[there] = 1
+    both.view(-1).index_fill_(0, here, 1).index_fill_(0, there, 1)
     length = (change**2 * both).sum(dim=(2, 3), keepdim=True)
     spare = (epsilon**2 - (change**2).sum(dim=(1, 2, 3), keepdim=True)).clamp(min=0) / channels
-    old = change[here]
+    old = change.view(-1).index_select(0, here).view(len(which), channels, side, side)
     old = old / (1e-12 + (old**2).sum(dim=(2, 3), keepdim=True).sqrt())
     new = old + _bump(side, numbers[:, 2], change.device) * _signs(numbers[:, 3 : 3 + channels])[:, :, None, None]
     new = new / (1e-12 + (new**2).sum(dim=(2, 3), keepdim=True).sqrt()) * (spare + length).sqrt()
-    change[there] = 0
-    change[here] = new
+    change.view(-1).index_fill_(0, there, 0).index_copy_(0, here, new.flatten())
     images[which] = state.budget.project((clean + epsilon * _unit(change)).clamp(0, 1), clean)
 
 

@@ -15,10 +15,10 @@ from robench.attacks.drive import Example, Stage, drive
 from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import SIZES, SLOTS, best_size, scene
+from robench.bench.scene import SLOTS, best_size, mean_pace, pace, scene
 from robench.budgets import Budget, LinfBall
 from robench.classifier import Classifier, Passes
-from robench.fastpath import pass_rate, quicken, repeated
+from robench.fastpath import quicken
 from robench.protocol import fraction
 
 RADIUS = "4/255"
@@ -27,11 +27,12 @@ RADIUS = "4/255"
 
 @dataclass(frozen=True)
 class _StageRun:
-    """A stage of ours: what it left, and what it cost."""
+    """A stage of ours: what it left, what it cost, and what its passes would cost bare."""
 
     name: str
     robust: Tensor
     seconds: float
+    bare: float
     gradients: int
     labels: int
     confirmations: int
@@ -50,9 +51,12 @@ def measure_autoattack(settings: Settings) -> Measurement:
     for seed in range(settings.repeats):
         began = time.perf_counter()
         faster = quicken(Classifier(model), images[:SLOTS])
-        ours.append(_ours(stages, model, faster.classifier, images, labels, budget, seed))
-        watch.time("ours", time.perf_counter() - began)
-        overheads.append(_overhead(ours[-1], Classifier(model), faster.classifier, images))
+        copying = time.perf_counter() - began
+        runs = _ours(stages, model, faster.classifier, images, labels, budget, seed)
+        ours.append(runs)
+        driving = sum(run.seconds for run in runs)
+        watch.time("ours", copying + driving)
+        overheads.append(driving / sum(run.bare for run in runs))
         theirs.append(_theirs(stages, model, images, labels, budget, seed, size))
         watch.time("reference", sum(seconds for _, _, seconds in theirs[-1]))
     robust = [[runs[-1].robust for runs in ours], [runs[-1][1] for runs in theirs]]
@@ -93,6 +97,7 @@ def _ours(
     robust = torch.ones(len(images), dtype=torch.bool)
     runs = []
     own = Classifier(model)
+    now = pace(faster, own, images)
     for stage in stages:
         own.passes, faster.passes = Passes(), Passes()
         source = [Example(row, f"{row}", int(labels[row]), images[row]) for row in robust.nonzero()[:, 0].tolist()]
@@ -100,9 +105,11 @@ def _ours(
         for finished in drive([Stage(stage)], faster, source, budget=budget, seed=seed, slots=SLOTS, confirm=own):
             robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
         seconds = time.perf_counter() - began
-        gradients, forwards = faster.passes.backward, faster.passes.forward
-        confirmations = own.passes.forward
-        runs.append(_StageRun(stage.name, robust.clone(), seconds, gradients, forwards - gradients, confirmations))
+        gradients, confirmations = faster.passes.backward, own.passes.forward
+        lookups = faster.passes.forward - gradients
+        before, now = now, pace(faster, own, images)
+        bare = mean_pace(before, now).seconds(gradients, lookups, confirmations)
+        runs.append(_StageRun(stage.name, robust.clone(), seconds, bare, gradients, lookups, confirmations))
     return runs
 
 
@@ -125,15 +132,6 @@ def _theirs(
     return found
 
 
-def _overhead(runs: list[_StageRun], own: Classifier, faster: Classifier, images: Tensor) -> float:
-    """Wall time over what the passes cost at their best batch sizes."""
-    gradient = max(pass_rate(faster, repeated(images, size)) for size in SIZES)
-    forward = max(pass_rate(faster, repeated(images, size), gradients=False) for size in SIZES)
-    confirm = max(pass_rate(own, repeated(images, size), gradients=False) for size in SIZES)
-    spent = sum(run.gradients / gradient + run.labels / forward + run.confirmations / confirm for run in runs)
-    return sum(run.seconds for run in runs) / spent
-
-
 def _table(ours: list[list[_StageRun]], theirs: list[list[tuple[str, Tensor, float]]]) -> list[dict[str, Any]]:
     """Means over the repeats, stage by stage."""
     table = []
@@ -145,6 +143,7 @@ def _table(ours: list[list[_StageRun]], theirs: list[list[tuple[str, Tensor, flo
         line["ours_seconds"] = sum(run.seconds for run in mine) / len(mine)
         line["theirs_seconds"] = sum(seconds for _, _, seconds in other) / len(other)
         line["ratio"] = line["theirs_seconds"] / line["ours_seconds"]
+        line["overhead"] = sum(run.seconds for run in mine) / sum(run.bare for run in mine)
         line["gradient_passes"] = sum(run.gradients for run in mine) / len(mine)
         line["label_passes"] = sum(run.labels for run in mine) / len(mine)
         table.append(line)

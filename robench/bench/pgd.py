@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from robench.attacks.drive import Example, Stage, drive
 from robench.attacks.pgd import PGD
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import SIZES, SLOTS, best_size, scene
+from robench.bench.scene import SLOTS, best_size, mean_pace, pace, scene
 from robench.budgets import LinfBall
 from robench.classifier import Classifier, Passes
 from robench.errors import DataError, complaint
-from robench.fastpath import pass_rate, quicken, repeated
+from robench.fastpath import quicken
 from robench.protocol import fraction
 
 STEPS = 40
@@ -44,10 +44,12 @@ def measure_pgd(settings: Settings) -> Measurement:
     robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
     overheads = []
     for seed in range(settings.repeats):
+        before = pace(quick.classifier, classifier, images)
         run = _ours(model, images, labels, epsilon, seed)
         watch.time("ours", run.copying + run.driving)
         robust["ours"].append(run.robust)
-        overheads.append(_overhead(run, images))
+        bare = mean_pace(before, pace(quick.classifier, classifier, images))
+        overheads.append(run.driving / bare.seconds(run.faster.backward, 0, run.own.forward))
         for name, (network, size) in peers.items():
             began = time.perf_counter()
             verdict = _foolbox(network, images, labels, epsilon, seed, size)
@@ -103,11 +105,11 @@ def _step_size(epsilon: Fraction) -> Fraction:
 
 @dataclass(frozen=True)
 class _Ours:
-    """One run of ours: which examples are robust, the models with their passes, and seconds."""
+    """One run of ours: which examples are robust, passes of either model, and seconds."""
 
     robust: Tensor
-    own: Classifier
-    faster: Classifier
+    own: Passes
+    faster: Passes
     copying: float
     driving: float
 
@@ -127,16 +129,7 @@ def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, s
     budget = LinfBall(float(epsilon))
     for finished in drive([stage], faster, source, budget=budget, seed=seed, slots=SLOTS, confirm=own):
         robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
-    return _Ours(robust, own, faster, copied - began, time.perf_counter() - copied)
-
-
-def _overhead(run: _Ours, images: Tensor) -> float:
-    """Wall time over what the passes cost at their best batch size."""
-    rate = max(pass_rate(run.faster, repeated(images, size)) for size in SIZES)
-    spent = run.faster.passes.backward / rate + run.own.passes.forward / pass_rate(
-        run.own, repeated(images, SLOTS), gradients=False
-    )
-    return run.driving / spent
+    return _Ours(robust, own.passes, faster.passes, copied - began, time.perf_counter() - copied)
 
 
 def _foolbox(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, seed: int, size: int) -> Tensor:

@@ -3,6 +3,9 @@
 Not here: any attack (one file each).
 """
 
+import statistics
+from dataclasses import astuple, dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -28,6 +31,33 @@ def scene(settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
     pixels, classes = attack_set()
     images, labels = torch.from_numpy(pixels).float() / 255, torch.from_numpy(classes)
     return load_model(settings.model).eval(), images[: settings.images], labels[: settings.images]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """Seconds for one image at the best batch size: with gradient, without, and without by the user's own model."""
+
+    gradient: float
+    labels: float
+    own: float
+
+    def seconds(self, gradients: float, labels: float, own: float) -> float:
+        """What so many passes take."""
+        return gradients * self.gradient + labels * self.labels + own * self.own
+
+
+def pace(faster: Classifier, own: Classifier, images: Tensor) -> Pace:
+    """How fast bare passes are now; machines drift, so measure before and after what is compared with it."""
+
+    def seconds(classifier: Classifier, gradients: bool) -> float:
+        return 1 / max(pass_rate(classifier, repeated(images, size), gradients=gradients) for size in SIZES)
+
+    return Pace(seconds(faster, True), seconds(faster, False), seconds(own, False))
+
+
+def mean_pace(one: Pace, other: Pace) -> Pace:
+    """The mean of two measurements."""
+    return Pace(*(statistics.mean(pair) for pair in zip(astuple(one), astuple(other), strict=True)))
 
 
 def best_size(classifier: Classifier, images: Tensor) -> int:
