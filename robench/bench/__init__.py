@@ -7,7 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robench.bench.autoattack import measure_autoattack
+from robench.bench.equivalence import measure_equivalence
 from robench.bench.measurement import Measurement, Settings
+from robench.bench.parity import measure_parity
 from robench.bench.pgd import measure_pgd
 
 __all__ = ["CATALOGUE", "Bench", "Measurement", "Settings"]
@@ -39,6 +41,20 @@ CATALOGUE = {
         models=("mini-resnet-gelu-adv", "mini-resnet-adv", "mini-deit-adv"),
         images=128,
         run=measure_autoattack,
+    ),
+    "equivalence": Bench(
+        claim="Whether AutoAttack differs from its reference more than that from itself, over seeds (hours)",
+        against="reference",
+        models=("mini-resnet-gelu-adv", "mini-resnet-adv", "mini-deit-adv"),
+        images=256,
+        run=measure_equivalence,
+    ),
+    "parity": Bench(
+        claim="Verdicts of APGD that differ from the reference's under its own noise, at three radii",
+        against="reference",
+        models=("mini-resnet-gelu-adv", "mini-resnet-adv", "mini-deit-adv"),
+        images=256,
+        run=measure_parity,
     ),
     "pgd": Bench(
         claim="Seconds of PGD with steps read off from one run, beside foolbox's LinfPGD",

@@ -25,12 +25,14 @@ class Settings:
       images: how many images at most.
       epsilon: radius as a fraction; None looks for one under which 60 to 75 % survive.
       repeats: how often each side runs, each time with another seed.
+      folder: where a bench of hours keeps its finished runs, to go on from there; None keeps none.
     """
 
     model: str
     images: int = 256
     epsilon: str | None = None
     repeats: int = 3
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,8 @@ class Measurement:
       ours_seconds, theirs_seconds: from images in memory to verdicts.
       ours_robust, theirs_robust: robust accuracy.
       verdicts_differ: examples on which the two disagree.
-      overhead: our wall time over what the passes it spent cost at the best batch size.
+      overhead: our wall time over what the passes it spent cost at the best batch size; None where times do
+        not matter.
       details: more, as the bench has it.
       doubts: why the figure is not valid; empty if it is.
     """
@@ -55,7 +58,7 @@ class Measurement:
     ours_robust: float
     theirs_robust: float
     verdicts_differ: float
-    overhead: float
+    overhead: float | None
     details: dict[str, Any] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 

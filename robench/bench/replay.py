@@ -5,6 +5,7 @@ the batch is attacked as a whole, and fooled images leave between runs. Not here
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from robench.arrays import take
 from robench.attacks.apgd import APGD
 from robench.attacks.interface import Answer, Examples
 from robench.budgets import Budget
+from robench.losses import margin
 
 
 class _GlobalNoise:
@@ -30,8 +32,21 @@ def _count(step: int | Tensor) -> int:
     return len(step)
 
 
-def replay(attack: APGD, model: nn.Module, images: Tensor, labels: Tensor, budget: Budget, seed: int) -> Tensor:
-    """Which images are robust when APGD sees the noise that the reference draws under this seed.
+@dataclass(frozen=True)
+class Replayed:
+    """What APGD left.
+
+    Attributes:
+      robust: which images, bool, shape (N,).
+      lowest: the lowest margin met on the way, in logits, shape (N,).
+    """
+
+    robust: Tensor
+    lowest: Tensor
+
+
+def replay(attack: APGD, model: nn.Module, images: Tensor, labels: Tensor, budget: Budget, seed: int) -> Replayed:
+    """Run APGD on the noise that the reference draws under this seed.
 
     Args:
       attack: the attack.
@@ -40,15 +55,13 @@ def replay(attack: APGD, model: nn.Module, images: Tensor, labels: Tensor, budge
       labels: int64, shape (N,).
       budget: what may be changed.
       seed: of torch's global generator, which is put back.
-    Returns:
-      bool, shape (N,).
     """
     with torch.no_grad():
         clean = model(images)
-    robust: Tensor = clean.argmax(dim=1) == labels
+    robust, lowest = clean.argmax(dim=1) == labels, margin(clean, labels)
     present = robust.nonzero()[:, 0]
     if not len(present):
-        return robust
+        return Replayed(robust, lowest)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         state = attack.start(Examples(images[present], labels[present], clean[present]), budget, _GlobalNoise())
@@ -60,6 +73,7 @@ def replay(attack: APGD, model: nn.Module, images: Tensor, labels: Tensor, budge
             value = query.objective(logits, query.rows)
             (gradient,) = torch.autograd.grad(value.sum(), leaf)
             robust[present[logits.argmax(dim=1) != labels[present]]] = False
+            lowest[present] = torch.minimum(lowest[present], margin(logits.detach(), labels[present]))
             kept = torch.arange(len(present))
             if bool((state.step == attack.steps).all()):
                 kept = robust[present].nonzero()[:, 0]
@@ -68,4 +82,4 @@ def replay(attack: APGD, model: nn.Module, images: Tensor, labels: Tensor, budge
             present = present[kept]
             answer = Answer(logits.detach()[kept], value.detach()[kept], gradient[kept])
             state = attack.tell(take(state, kept), answer)
-    return robust
+    return Replayed(robust, lowest)

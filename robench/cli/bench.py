@@ -1,5 +1,6 @@
 """`robench bench`: the figures this project claims, measured again beside a peer."""
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -17,6 +18,7 @@ def bench(
     images: Annotated[int | None, typer.Option(min=1, help="Images at most; default the bench's own.")] = None,
     epsilon: Annotated[str | None, typer.Option(help="Radius; default one under which 60 to 75 % survive.")] = None,
     repeats: Annotated[int, typer.Option(min=1, help="Runs of each side.")] = 3,
+    folder: Annotated[Path | None, typer.Option(help="Keep finished runs of a long bench here, and go on.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print one object on stdout.")] = False,
 ) -> None:
     """Measure a figure that this project claims; without a name, list them."""
@@ -35,7 +37,7 @@ def bench(
     if not wait_for_rest(0):
         err.print("Waiting up to two minutes for the machine to come to rest.", markup=False)
         wait_for_rest()
-    found = chosen.run(Settings(model or chosen.models[0], images or chosen.images, epsilon, repeats))
+    found = chosen.run(Settings(model or chosen.models[0], images or chosen.images, epsilon, repeats, folder))
     for doubt in found.doubts:
         err.print(f"not valid: {doubt}", style="red", markup=False)
     content = found.content()

@@ -9,6 +9,7 @@ def test_every_stage_stands_beside_the_references(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(bench, "AutoAttack", lambda: AutoAttack(steps=5, targets=2, queries=20))
     found = CATALOGUE["autoattack"].run(Settings("mini-resnet-adv", images=24, repeats=1))
     assert abs(found.ours_robust - found.theirs_robust) <= 2 / 24
+    assert found.overhead is not None
     assert found.overhead > 0
     table = found.details["stages"]
     assert [line["stage"] for line in table] == ["apgd-ce", "apgd-t", "fab-t", "square"]

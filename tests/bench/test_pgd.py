@@ -17,6 +17,7 @@ def test_both_sides_see_the_same_examples_and_agree(monkeypatch: pytest.MonkeyPa
     assert abs(found.ours_robust - found.theirs_robust) <= 2 / 24
     assert found.verdicts_differ <= 2
     assert found.ours_seconds > 0
+    assert found.overhead is not None
     assert found.overhead > 0
     details = found.details
     assert (details["epsilon"], details["step_size"], details["steps"]) == ("4/255", "1/255", 5)
