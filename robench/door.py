@@ -24,6 +24,9 @@ from robench.protocol import FRACTION_FORM, Protocol, ScoreSpec, fraction
 from robench.result import ModelRecord
 from robench.zoo import Loaded
 
+MOST = 10_000_000
+"""No whole number of an attack is larger: tables of steps are held in memory."""
+
 
 def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
     """The stages and the budget of a protocol; its keys are checked against the attack's fields.
@@ -84,6 +87,8 @@ def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any
             raise ProtocolError(complaint(where, f"attack.{key}", repr(value), FRACTION_FORM)) from error
     if type(value) is not wanted:
         raise ProtocolError(complaint(where, f"attack.{key}", repr(value), f"a value of type {wanted.__name__}"))
+    if wanted is int and abs(int(value)) > MOST:
+        raise ProtocolError(complaint(where, f"attack.{key}", value, f"at most {MOST:,}"))
     return value
 
 
@@ -104,7 +109,7 @@ def look_at_model(classifier: Classifier, source: Source, *, gradients: bool) ->
     if len(shapes) > 1:
         raise DataError(complaint(source.name, "images", f"of shapes {sorted(shapes)}", "one shape"))
     batch = torch.stack(images)
-    least = max(source.labels) + 1
+    least = max(*source.labels, 1) + 1  # one logit alone leaves nothing to be taken for
     caveats = classifier.check(batch, classes=source.classes, least=least, gradients=gradients)
     return caveats, batch
 

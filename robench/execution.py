@@ -101,7 +101,13 @@ class Execution:
         if self.run.plan.engine == "reference":
             attacks = [stage.attack for stage in stages]
             return drive_by_reference(
-                attacks, self.classifier, examples, budget=budget, seed=self.protocol.seed, batch_size=self.slots
+                attacks,
+                self.classifier,
+                examples,
+                budget=budget,
+                seed=self.protocol.seed,
+                batch_size=self.slots,
+                on_event=self._event,
             )
         return drive(
             stages,

@@ -23,7 +23,9 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def margin(logits: Tensor, labels: Tensor) -> Tensor:
-    """Logit of the true class minus the best other one: positive exactly when the label wins.
+    """Logit of the true class minus the best other one: positive when the label wins, negative when it loses.
+
+    At 0 logits are equal, and the prediction is the first of them, as `argmax` has it: everywhere in robench.
 
     Args:
       logits: shape (N, K), K at least 2.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robench.attacks import REVISION
 from robench.attacks.drive import Stage
-from robench.attacks.reference import check_reference
+from robench.attacks.reference import check_model, check_reference
 from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
 from robench.budgets import Budget
 from robench.classifier import Classifier
@@ -146,6 +146,9 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         data = _planned_data(protocol, source, request)
         gradients = needs_gradients(stages)
         caveats, batch = look_at_model(classifier, source, gradients=gradients)
+        if options.engine == "reference":
+            classes = classifier.logits(batch[:1].to(classifier.device)).shape[1]
+            check_model([stage.attack for stage in stages], classifier, classes)
         model = model_record(classifier, loaded, batch.shape[2:])
         fast = quicken(classifier, batch, measures=_measures(options, stages), gradients=gradients)
         key = run_key(

@@ -201,4 +201,5 @@ def _explain(detail: ErrorDetails, where: str) -> str:
     if setting:
         return complaint(where, key, value, "a whole number, a string or a boolean")
     reason = re.sub(r"^(Value error, expected|Input should be|String should) ", "", detail["msg"])
+    reason = re.sub(r"^a valid (tuple|list)$", "a list", reason)
     return complaint(where, key, value, re.sub(r"^match pattern", "text that matches", reason))

@@ -1,5 +1,7 @@
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +14,10 @@ from robench.attacks.drive import Stage, drive
 from robench.budgets import BUDGETS, LinfBall
 from robench.classifier import Classifier
 from robench.data.mini import attack_set
+from robench.errors import ModelError
+from robench.evaluation import Options
 from robench.zoo import MODELS
+from tests.attacks.test_autoattack import write_protocol
 from tests.fakes import labelled_by, random_images, small_net
 
 
@@ -154,3 +159,58 @@ def test_audits_are_for_runs_that_begin_and_no_larger_than_the_run(tmp_path: Pat
     first, asked = asked, 0
     robench.evaluate(network, "mini-pgd-linf", data=data, limit=1, run_dir=tmp_path)  # reused
     assert asked <= first - 5 * audits.SWEEP_STEPS
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_nothing_of_an_odd_model_stays_for_the_next(tmp_path: Path, engine: Any) -> None:
+    """Neither caveats nor what was put in the place of autograd, also when the odd one fails in the middle."""
+
+    class Odd(nn.Module):
+        """Calls autograd in its forward pass, has no slope, and fails at last if it is told to."""
+
+        def __init__(self, asked: int | None = None) -> None:
+            super().__init__()
+            self.network, self.asked = robench.load_model("mini-resnet"), asked
+
+        def forward(self, batch: Tensor) -> Tensor:
+            if self.asked is not None:
+                self.asked -= 1
+                if self.asked < 0:
+                    raise ValueError("enough")
+            logits: Tensor = self.network(_purified(batch))
+            return logits.detach() + 0 * batch.flatten(1).sum(dim=1, keepdim=True)
+
+    def state() -> list[Any]:
+        return [
+            torch.autograd.grad,
+            torch.autograd.backward,
+            torch.Tensor.backward,
+            torch.is_grad_enabled(),
+            torch.is_inference_mode_enabled(),
+            torch.get_float32_matmul_precision(),
+            torch.backends.cudnn.allow_tf32,
+            torch.get_default_dtype(),
+            torch.get_num_threads(),
+            torch.get_rng_state().tolist(),
+            warnings.filters[:],
+        ]
+
+    protocol = write_protocol(tmp_path)
+    pixels, labels = attack_set()
+    data, options = (pixels[:20], labels[:20]), Options(engine=engine)
+    found, before = {}, state()
+    network = robench.load_model("mini-resnet-adv")
+    for name, model in {"first": network, "odd": Odd().eval(), "last": network}.items():
+        found[name] = robench.evaluate(model, protocol, data=data, run_dir=tmp_path / name, options=options)
+        assert state() == before, name
+    assert {audits.AUTOGRAD, audits.FLAT_SWEEP} <= set(found["odd"].caveats)
+    assert any("gradient of the cross-entropy is exactly zero" in caveat for caveat in found["odd"].caveats)
+    for attack in ("apgd-ce", "apgd-t", "fab-t"):
+        assert audits.ZERO_GRADIENT.format(attack=attack) in found["odd"].caveats
+    assert found["first"].caveats == found["last"].caveats == ()
+    for name in ("outcomes.csv.gz", "result.json"):
+        assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "last" / name).read_bytes()
+    for asked in (12, 22, 60):  # while it is looked at, while it is audited, and while it is attacked
+        with pytest.raises((ValueError, ModelError), match="enough"):
+            robench.evaluate(Odd(asked).eval(), protocol, data=data, run_dir=tmp_path / str(asked), options=options)
+        assert state() == before, asked

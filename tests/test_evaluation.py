@@ -434,3 +434,10 @@ def test_images_of_another_size_are_found_before_they_are_stacked(tmp_path: Path
     data = Mixed(random_images(40), [0] * 40, classes=4)
     with pytest.raises(DataError, match=r"`image` is of shape \(3, 9, 9\); expected \(3, 8, 8\), as before\."):
         evaluate(small_net(), protocol, data=data, run_dir=tmp_path / "run")
+
+
+def test_one_logit_alone_is_refused_even_where_all_labels_are_zero(tmp_path: Path, protocol: Path) -> None:
+    data, folder = (random_images(20), [0] * 20), tmp_path / "run"
+    with pytest.raises(ModelError, match=r"`logits` is of shape \(16, 1\); expected shape \(16, at least 2\)\."):
+        evaluate(small_net(classes=1), protocol, data=data, run_dir=folder)
+    assert not folder.exists()

@@ -78,7 +78,8 @@ class APGD:
     loss: str = "ce"
     """`ce` or `dlr`; with targets the loss is the targeted DLR, whatever stands here."""
     targets: int = 0
-    """How many classes to aim at in turn; 0 aims at none. AutoAttack's second stage: 9."""
+    """How many classes to aim at in turn, all wrong ones where there are fewer; 0 aims at none. AutoAttack's second
+    stage: 9."""
     rho: float = 0.75
     """Share of a window in which the loss must rise."""
 

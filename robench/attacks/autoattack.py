@@ -31,7 +31,7 @@ class AutoAttack:
     steps: int = 100
     """Steps of APGD and FAB, for each target."""
     targets: int = 9
-    """Classes that the targeted stages aim at."""
+    """Classes that the targeted stages aim at; all wrong ones where there are not so many."""
     queries: int = 5000
     """Queries of Square."""
 

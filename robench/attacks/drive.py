@@ -223,7 +223,8 @@ class _Driver:
 
     def _judge(self, pool: Pool, query: Query, logits: Tensor, steepest: Tensor | None, fooled: set[int]) -> set[int]:
         """Which slots were fooled; a slot whose logits or gradient are no numbers is errored instead."""
-        for what, values in (("logits", logits.sum(dim=1)), ("gradient", steepest)):
+        total = logits.sum(dim=1, dtype=torch.float64)  # in which large finite logits do not add up to infinity
+        for what, values in (("logits", total), ("gradient", steepest)):
             broken = ~values.isfinite() if values is not None else torch.zeros(0)
             for row in broken.nonzero()[:, 0].tolist():
                 slot = int(query.rows[row])
@@ -293,6 +294,13 @@ class _Driver:
                 if claim.parked is not None or claim.step == max(pool.stage.read_off or {claim.step}):
                     record.attacked_prediction, record.attacked_margin = predictions[row], margins[row]
                 record.done |= claim.parked is not None
+                self._pass_on(record, claim.depth)
+                continue
+            if not finite[row]:
+                record.error = (
+                    record.error or f"the logits are not finite at step {claim.step} of {pool.stage.attack.name}"
+                )
+                record.done, record.attacked_margin = record.done or claim.parked is not None, 0.0
                 self._pass_on(record, claim.depth)
                 continue
             record.unconfirmed += 1

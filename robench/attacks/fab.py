@@ -56,7 +56,7 @@ class FAB:
     steps: int = 100
     """Iterations for each target; AutoAttack's 100."""
     targets: int = 9
-    """How many classes to aim at in turn; AutoAttack's 9."""
+    """How many classes to aim at in turn, all wrong ones where there are fewer; AutoAttack's 9."""
     alpha_max: float = 0.1
     """Largest pull towards the clean image."""
     eta: float = 1.05
@@ -205,10 +205,12 @@ def to_hyperplane(points: Tensor, normals: Tensor, levels: Tensor, budget: Budge
         torch.gt(wall, reach[:, None], out=free)  # 1 where a value still moves
         left = torch.linalg.vecdot(free, slope)
         used = space - torch.linalg.vecdot(free, whole)
-        further = torch.where(left > 1e-6 * steepness, (missing - used) / left.clamp(min=1e-30), torch.inf)
-        grown = torch.maximum(reach, further)
-        if bool((grown <= reach * (1 + 1e-6)).all()):
+        further = torch.where(left > 1e-6 * steepness, (missing - used) / left.clamp(min=1e-30), torch.inf).clamp(
+            max=1e30
+        )
+        grows = further > reach * (1 + 1e-6)  # each row ends by itself: it must not depend on its neighbours
+        if not bool(grows.any()):
             break
-        reach = grown.clamp(max=1e30)
+        reach = torch.where(grows, further, reach)
     moved = reach[:, None] if pace is None else reach[:, None] * pace
     return torch.minimum(moved, room).mul_(towards).reshape(points.shape)

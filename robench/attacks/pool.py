@@ -79,7 +79,7 @@ class Pool:
           least: slots that are kept, filled or not.
         """
         free = [slot for slot, record in enumerate(self.records) if record is None]
-        free += range(len(self.records), capacity)
+        free += range(len(self.records), min(capacity, len(self.records) + len(self.waiting)))
         newcomers = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
         if newcomers:
             back = [(record, parked) for record, parked in newcomers if parked is not None]

@@ -126,7 +126,7 @@ def _theirs(
     began = time.perf_counter()
     for verdict in attack_by_reference(stages, model, images, labels, budget=budget, seed=seed, batch_size=size):
         now = time.perf_counter()
-        found.append((verdict.stage, verdict.robust, now - began))
+        found.append((verdict.stage, verdict.robust.clone(), now - began))
         began = now
     model.zero_grad()  # FAB's reference leaves gradients in the parameters
     return found

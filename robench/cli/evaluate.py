@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.cli.screen import bar, err, out, print_json
+from robench.errors import RunError, complaint
 from robench.figures import check_figure, draw_radii, draw_result
 from robench.progress import Progress
 from robench.registry import load_protocol
@@ -105,6 +106,9 @@ def evaluate(
     from robench.evaluation import evaluate as run
     from robench.showcase import Showcase
 
+    if estimate and radii is not None:
+        advice = "Each radius costs at most what the protocol does."
+        raise RunError(complaint("evaluate", "--estimate", "beside `--radii`", "one of the two", advice))
     if figure is not None:
         check_figure(figure, protocols=[load_protocol(each) for each in protocols] if radii is None else ())
     showcase = Showcase() if figure is not None and radii is None else None
