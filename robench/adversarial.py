@@ -110,10 +110,10 @@ class AdversarialImages:
         Raises:
           RunError: images are missing.
         """
-        fooled = [outcome.id for outcome in outcomes if outcome.fooled_at]
-        missing = sum(not (self.folder / image_file(example)).exists() for example in fooled)
+        attacked = [outcome.id for outcome in outcomes if outcome.has_image]
+        missing = sum(not (self.folder / image_file(example)).exists() for example in attacked)
         if missing:
-            found = f"without {missing} of the {len(fooled)} images of finished examples"
+            found = f"without {missing} of the {len(attacked)} images of finished examples"
             advice = "They were attacked without saving, or moved: put them back, or start over with `--fresh`."
             raise RunError(
                 complaint(str(self.folder), "save_adversarial", found, "one for every fooled example", advice)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robench.budgets import Budget
-from robench.classifier import Classifier
+from robench.classifier import Classifier, Looked
 from robench.losses import cross_entropy
 
 SWEEP = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
@@ -70,7 +70,7 @@ def _watched(note: Callable[[], None]) -> Iterator[None]:
         torch.Tensor.backward = tensor_backward  # type: ignore[method-assign]  # as it was
 
 
-def loss_over_radii(classifier: Classifier, images: Tensor, labels: Tensor, budgets: Sequence[Budget]) -> list[float]:
+def loss_over_radii(classifier: Looked, images: Tensor, labels: Tensor, budgets: Sequence[Budget]) -> list[float]:
     """Mean cross-entropy after a few gradient steps inside each budget, in nats.
 
     Args:
@@ -87,7 +87,7 @@ def loss_over_radii(classifier: Classifier, images: Tensor, labels: Tensor, budg
     return losses
 
 
-def _raised(classifier: Classifier, clean: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+def _raised(classifier: Looked, clean: Tensor, labels: Tensor, budget: Budget) -> Tensor:
     """The loss of each image after the steps of a sweep."""
     images = clean
     for _ in range(SWEEP_STEPS):
@@ -103,7 +103,7 @@ def rises(losses: Sequence[float]) -> bool:
     return whole > SLACK * max(losses[0], SLACK) and all(later > earlier - SLACK * whole for earlier, later in steps)
 
 
-def radius_sweep(classifier: Classifier, images: Tensor, labels: Tensor, budget: Budget) -> list[str]:
+def radius_sweep(classifier: Looked, images: Tensor, labels: Tensor, budget: Budget) -> list[str]:
     """Whether gradient steps reach a higher loss where they may go further, up to this budget."""
     if budget.epsilon == 0:
         return []

@@ -12,9 +12,9 @@ import hashlib
 import math
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ DOOR_ROWS = 16
 """Images in the batch that is checked at the door."""
 MINIMUM_ROWS = 16
 """Smaller batches are padded to this: below it CPU kernels change the last bits with the batch size."""
+FIX_THE_DRAWS = "The standard protocols would flatter or slander it: fix its random draws."
 
 
 @dataclass
@@ -35,6 +36,21 @@ class Passes:
 
     forward: int = 0
     backward: int = 0
+
+
+class Looked(Protocol):
+    """What an attack may be driven against: a `Classifier`, or one that averages (`robench.averaging`)."""
+
+    minimum_rows: int
+    """Smaller batches are padded to this."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def device(self) -> torch.device: ...
+    def logits(self, images: Tensor) -> Tensor: ...
+    def gradient(self, images: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]: ...
+    def frozen(self) -> AbstractContextManager[None]: ...
 
 
 class Classifier:
@@ -147,7 +163,15 @@ class Classifier:
             for parameter, flag in zip(parameters, wanted, strict=True):
                 parameter.requires_grad_(flag)
 
-    def check(self, images: Tensor, *, classes: int | None, least: int, gradients: bool) -> list[str]:
+    def check(
+        self,
+        images: Tensor,
+        *,
+        classes: int | None,
+        least: int,
+        gradients: bool,
+        randomised: str | None = FIX_THE_DRAWS,
+    ) -> list[str]:
         """Look at one batch before any real work.
 
         Args:
@@ -155,6 +179,7 @@ class Classifier:
           classes: how many logits the data set asks for; None: any number from `least`.
           least: how many logits its labels need.
           gradients: whether the protocol needs gradients.
+          randomised: what to do about a randomised model, which is refused; None: nothing, as it is welcome.
         Returns:
           Caveats: what is legal but suspicious, one sentence each.
         Raises:
@@ -165,7 +190,7 @@ class Classifier:
         batch = pad_rows(images.to(self.device), DOOR_ROWS)[:DOOR_ROWS]
         first = self._first_answer(batch)
         self._check_answer(first, classes, least)
-        self._check_steady(batch, first)
+        self._check_steady(batch, first, randomised)
         return self._check_gradient(batch) if gradients else []
 
     def fingerprint(self, images: Tensor) -> list[tuple[int, float]]:
@@ -302,24 +327,25 @@ class Classifier:
                 )
             )
 
-    def _check_steady(self, batch: Tensor, first: Tensor) -> None:
+    def _check_steady(self, batch: Tensor, first: Tensor, randomised: str | None) -> None:
         """The same image gets the same answer, again and in any company."""
-        again = self.logits(batch)
-        half = DOOR_ROWS // 2
-        parts = [self.logits(torch.cat([part, part]))[:half] for part in (batch[:half], batch[half:].flip(0))]
-        company = torch.cat([parts[0], parts[1].flip(0)])
         first = first.to(torch.float32)
-        scale = max(1.0, float(first.abs().max()))
-        if float((again - first).abs().max()) > 1e-4 * scale:
+        if not same_answers(first, self.logits(batch)):
+            if randomised is None:
+                return  # and what the company in the batch does cannot be told from its draws
             raise ModelError(
                 complaint(
                     self.name,
                     "model",
                     "randomised: two passes over the same images differ",
                     "the same answer every time",
-                    "The standard protocols would flatter or slander it: fix its random draws.",
+                    randomised,
                 )
             )
+        half = DOOR_ROWS // 2
+        parts = [self.logits(torch.cat([part, part]))[:half] for part in (batch[:half], batch[half:].flip(0))]
+        company = torch.cat([parts[0], parts[1].flip(0)])
+        scale = max(1.0, float(first.abs().max()))
         if float((company - first).abs().max()) > 1e-3 * scale:
             raise ModelError(
                 complaint(
@@ -377,6 +403,11 @@ class Classifier:
 def _same_device(asked: torch.device, found: torch.device) -> bool:
     """`cuda` is any GPU, `cuda:1` that one."""
     return asked.type == found.type and asked.index in (None, found.index)
+
+
+def same_answers(first: Tensor, second: Tensor) -> bool:
+    """Whether logits agree up to floating-point noise: 1e-4 of the largest one, or of 1."""
+    return float((second - first).abs().max()) <= 1e-4 * max(1.0, float(first.abs().max()))
 
 
 def rounded(value: float) -> float:

@@ -55,7 +55,8 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     """Compare two finished runs, example by example, at the headline of their protocol.
 
     Raises:
-      RunError: a run is not finished, or the two differ in protocol or examples.
+      RunError: a run is not finished, the two differ in protocol or examples, or their protocol scores shares of
+        many answers.
     """
     a, b = read_result(run_a), read_result(run_b)
     where = f"compare {run_a} {run_b}"
@@ -67,6 +68,10 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     if a.attack_revision != b.attack_revision:
         revisions = f"{a.attack_revision} and {b.attack_revision}"
         raise RunError(complaint(where, "attack_revision", revisions, "one revision", "Evaluate the older run again."))
+    if (asks := Run.open(run_a).plan.parsed_protocol().score.asks) is not None:
+        expected = "a protocol under which an example is broken or survives, which is what is paired here"
+        advice = "The results state intervals over the examples."
+        raise RunError(complaint(where, "score.asks", asks, expected, advice))
     outcomes_a, outcomes_b = a.read_outcomes(), b.read_outcomes()
     same_pixels = a.data.pixels_sha256 == b.data.pixels_sha256 or (a.data.official and b.data.official)
     pairs_up = [(o.id, o.label) for o in outcomes_a] == [(o.id, o.label) for o in outcomes_b]

@@ -176,6 +176,12 @@ def _norm(protocol: Protocol) -> str:
     where, advice = protocol.exact_name, "Choose a protocol with a radius."
     if protocol.attack is None or protocol.budget is None:
         raise ProtocolError(complaint(where, "attack", "none", "an attack in a norm ball", advice))
+    if protocol.score.asks is not None:
+        found, expected = (
+            protocol.score.asks,
+            "none: what fell at a radius stays fallen, and shares of answers do not fall",
+        )
+        raise ProtocolError(complaint(where, "score.asks", found, expected, "Choose a protocol without it."))
     if protocol.budget.norm not in BALLS:
         expected = f"the norm of a ball ({', '.join(BALLS)})"
         raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", expected, advice))

@@ -12,10 +12,12 @@ import torch
 from torch import Tensor
 
 from robench.attacks import CASCADES, CATALOGUE
+from robench.attacks.asking import stage_to_the_end
 from robench.attacks.drive import Stage
 from robench.attacks.interface import Attack
+from robench.averaging import randomness_of
 from robench.budgets import BUDGETS, Budget, LinfBall
-from robench.classifier import DOOR_ROWS, Classifier
+from robench.classifier import DOOR_ROWS, FIX_THE_DRAWS, Classifier
 from robench.data import Source
 from robench.data.mini import pinned_images
 from robench.data.source import Unreadable, check_image
@@ -26,6 +28,16 @@ from robench.zoo import Loaded
 
 MOST = 10_000_000
 """No whole number of an attack is larger: tables of steps are held in memory."""
+FOR_RANDOMISED = "`autoattack-linf-rand`, or on the mini suite `mini-autoattack-linf-rand`"
+"""The protocols that ask a model many times."""
+NOT_RANDOMISED = (
+    "The model gave the same answers twice: it does not look randomised, and this protocol is for models that are. Its "
+    "attacks are fewer than those of the ordinary one: use that."
+)
+UNSEEDED = (
+    "The model draws its random numbers where no seed reaches them: another run will differ from this one within its "
+    "interval, and so does what is resumed."
+)
 
 
 def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
@@ -58,11 +70,13 @@ def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
         raise ProtocolError(f"{where}: {error}") from error
     attacks = attack.stages() if spec.kind in CASCADES else (attack,)
     _check_score(where, protocol.score, attacks)
-    read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
     if protocol.budget.norm not in BUDGETS:
         advice = did_you_mean(protocol.budget.norm, BUDGETS)
         raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", "a known norm", advice))
     budget = BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
+    if protocol.score.asks is not None:
+        return [stage_to_the_end(each) for each in attacks], budget
+    read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
     return [Stage(each, read_off) for each in attacks], budget
 
 
@@ -92,8 +106,17 @@ def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any
     return value
 
 
-def look_at_model(classifier: Classifier, source: Source, *, gradients: bool) -> tuple[list[str], Tensor]:
-    """Show the model its first batch; returns caveats and that batch, shape (N, 3, H, W)."""
+def look_at_model(
+    classifier: Classifier, source: Source, *, gradients: bool, randomised: bool = False
+) -> tuple[list[str], Tensor]:
+    """Show the model its first batch; returns caveats and that batch, shape (N, 3, H, W).
+
+    Args:
+      classifier: the model.
+      source: the examples.
+      gradients: whether attacks ask for gradients.
+      randomised: whether the protocol is for randomised models, which are refused otherwise.
+    """
     images: list[Tensor] = []
     unreadable: list[Unreadable] = []
     count = min(DOOR_ROWS, len(source.ids))
@@ -110,8 +133,15 @@ def look_at_model(classifier: Classifier, source: Source, *, gradients: bool) ->
         raise DataError(complaint(source.name, "images", f"of shapes {sorted(shapes)}", "one shape"))
     batch = torch.stack(images)
     least = max(*source.labels, 1) + 1  # one logit alone leaves nothing to be taken for
-    caveats = classifier.check(batch, classes=source.classes, least=least, gradients=gradients)
+    advice = None if randomised else f"{FIX_THE_DRAWS[:-1]}, or use a protocol for such models: {FOR_RANDOMISED}."
+    caveats = classifier.check(batch, classes=source.classes, least=least, gradients=gradients, randomised=advice)
     return caveats, batch
+
+
+def randomness_caveats(classifier: Classifier, batch: Tensor) -> list[str]:
+    """What is remarkable about the random numbers of a model under a protocol for randomised ones."""
+    found = {"none": [NOT_RANDOMISED], "seeded": [], "unseeded": [UNSEEDED]}
+    return found[randomness_of(classifier, batch)]
 
 
 def first_examples(source: Source, count: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -127,8 +157,16 @@ def first_examples(source: Source, count: int, device: torch.device) -> tuple[Te
     return images, torch.tensor([label for _, label in found], device=device)
 
 
-def model_record(classifier: Classifier, loaded: Loaded | None, shape: Sequence[int]) -> ModelRecord:
-    """Who the model is: where it came from, its state, and what it says to pinned images of this height and width."""
+def model_record(
+    classifier: Classifier, loaded: Loaded | None, shape: Sequence[int], *, fingerprint: bool = True
+) -> ModelRecord:
+    """Who the model is: where it came from, its state, and what it says to pinned images of this height and width.
+
+    Args:
+      classifier, loaded: the model, and where it came from if it was named.
+      shape: height and width of the images.
+      fingerprint: whether to ask about the pinned images; of no use where the answers come by chance.
+    """
     pinned = torch.from_numpy(pinned_images(max(shape))).float() / 255
     module = classifier.module
     own = f"{type(module).__module__}.{type(module).__qualname__}" if module is not None else "callable"
@@ -140,5 +178,5 @@ def model_record(classifier: Classifier, loaded: Loaded | None, shape: Sequence[
         state_digest=classifier.state_digest(),
         configuration_sha256=classifier.configuration_digest(),
         parameters=classifier.parameter_count(),
-        fingerprint=tuple(classifier.fingerprint(pinned[:, :, : shape[0], : shape[1]])),
+        fingerprint=tuple(classifier.fingerprint(pinned[:, :, : shape[0], : shape[1]])) if fingerprint else (),
     )

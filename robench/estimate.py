@@ -24,7 +24,7 @@ class StageEstimate:
     """What a stage costs if every example that the model gets right survives it.
 
     Attributes:
-      stage: name of the attack, or `clean`.
+      stage: name of the attack, or `clean`; `asking`, where the model is asked many times in the end.
       gradients, labels: passes with and without gradient, of all examples together.
       seconds: of wall time.
     """
@@ -97,12 +97,18 @@ def _of(scene: Prepared) -> Estimate:
     gradient_rate = pass_rate(faster, rows) if needs_gradients(scene.stages) else None
     label_rate = pass_rate(faster, rows, gradients=False)
     clean = _clean_share(scene)
-    right = round(clean * count)
-    stages = [StageEstimate("clean", 0, count, count / label_rate)]
+    asks, attack = scene.protocol.score.asks, scene.protocol.attack
+    draws = (attack.draws if attack is not None else None) or 1
+    attacked = round(clean * count) if asks is None else count
+    looks = count if asks is None else count * draws
+    stages = [StageEstimate("clean", 0, looks, looks / label_rate)]
     for stage in scene.stages:
-        with_gradient, without = (right * passes for passes in stage.attack.most_passes)
+        with_gradient, without = (attacked * draws * passes for passes in stage.attack.most_passes)
         seconds = without / label_rate + (with_gradient / gradient_rate if gradient_rate else 0)
         stages.append(StageEstimate(stage.attack.name, with_gradient, without, seconds))
+    if asks is not None:
+        answers = count * (draws * (1 + len(scene.stages)) + 2 * asks)
+        stages.append(StageEstimate("asking", 0, answers, answers / label_rate))
     return Estimate(
         model=scene.classifier.name,
         protocol=scene.protocol.exact_name,

@@ -7,12 +7,14 @@ import contextlib
 import sys
 import time
 from collections.abc import Generator, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from robench.adversarial import AdversarialImages
+from robench.attacks.asking import Asking, drive_by_asking
 from robench.attacks.drive import Example, Finished, Stage, drive
 from robench.attacks.reference import drive_by_reference
 from robench.audits import ZERO_GRADIENT
@@ -25,7 +27,7 @@ from robench.environment import environment
 from robench.errors import DataError, RunError, complaint
 from robench.outcome import Outcome
 from robench.progress import Progress, Watcher
-from robench.result import holds
+from robench.result import shares
 from robench.runs import Run, Shard
 
 
@@ -56,7 +58,7 @@ class Execution:
         self.slots, self.watcher = slots, watcher
         self.outcomes: dict[int, Outcome] = {}
         self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
-        self.prefix = self.clean = self.robust = 0
+        self.prefix, self.clean, self.robust = 0, 0.0, 0.0
         self.stage = ""
         self.began = time.monotonic()
         self.segment = f"{time.time_ns():x}"
@@ -109,6 +111,18 @@ class Execution:
                 batch_size=self.slots,
                 on_event=self._event,
             )
+        attack, asks = self.protocol.attack, self.protocol.score.asks
+        if attack is not None and attack.draws is not None and asks is not None:
+            return drive_by_asking(
+                stages,
+                self.classifier,
+                examples,
+                asking=Asking(asks, attack.draws, together=self.run.plan.shard_size),
+                budget=budget,
+                seed=self.protocol.seed,
+                slots=self.slots,
+                on_event=self._event,
+            )
         return drive(
             stages,
             self.faster,
@@ -136,7 +150,9 @@ class Execution:
             example = self.source.ids[position]
             if isinstance(image, Unreadable):
                 self.watcher.notice(image.reason)
-                self._finish(_unread(position, example, self.source.labels[position], image))
+                unread = _unread(position, example, self.source.labels[position], image)
+                asked = self.protocol.score.asks is not None
+                self._finish(replace(unread, clean_right=0, attacked_right=0) if asked else unread)
                 continue
             check_image(image, example)
             shape = shape or image.shape
@@ -188,8 +204,8 @@ class Execution:
     def _progress(self) -> Progress:
         while (outcome := self.outcomes.get(self.prefix)) is not None:
             self.prefix += 1
-            self.clean += outcome.clean_correct
-            self.robust += holds(self.protocol, outcome)
+            clean, robust = shares(self.protocol, outcome)
+            self.clean, self.robust = self.clean + clean, self.robust + robust
         total = self.run.plan.data.count
         return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust, self.stage)
 
@@ -206,6 +222,8 @@ def _outcome(finished: Finished) -> Outcome:
         stage=finished.stage,
         unconfirmed=finished.unconfirmed,
         error=finished.error,
+        clean_right=finished.clean_right,
+        attacked_right=finished.attacked_right,
     )
 
 

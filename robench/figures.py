@@ -79,6 +79,10 @@ def check_figure(path: str | Path, *, protocols: Sequence[Protocol] = ()) -> Non
             raise FigureError(
                 complaint(str(path), "figure", f"of {protocol.exact_name}, which has no attack", "an attack to show")
             )
+        if protocol.score.asks is not None:
+            found = f"of {protocol.exact_name}, which asks the model {protocol.score.asks} times"
+            expected = "a protocol under which an example is broken or survives"
+            raise FigureError(complaint(str(path), "figure", found, expected))
 
 
 def draw_result(path: str | Path, result: Result, exhibits: Sequence[Exhibit] = ()) -> None:

@@ -12,7 +12,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 from robench.errors import RunError, complaint
@@ -34,6 +34,9 @@ class Outcome:
       stage: the attack that fooled it, else "".
       unconfirmed: successes that the model itself denied when asked again.
       error: why there is no outcome, else "".
+      clean_right, attacked_right: where a randomised model was asked many times, how many of its answers about
+        the clean and about the final attacked image were right; else None. `clean` and `attacked` are then the
+        classes most often answered, margins are those of the mean logits, and `stage` is whose image it is.
     """
 
     id: str
@@ -46,6 +49,13 @@ class Outcome:
     stage: str = ""
     unconfirmed: int = 0
     error: str = ""
+    clean_right: int | None = None
+    attacked_right: int | None = None
+
+    @property
+    def has_image(self) -> bool:
+        """Whether there is an attacked image that counts."""
+        return bool(self.fooled_at) or (self.attacked_right is not None and not self.error)
 
     @property
     def clean_correct(self) -> bool:
@@ -65,7 +75,8 @@ class Outcome:
         return step not in self.fooled_at
 
     def row(self) -> list[str]:
-        """The fields as text, in the order of `COLUMNS`."""
+        """The fields as text, in the order of `COLUMNS`, and of `ASKED` where the model was asked many times."""
+        counts = [str(right) for right in (self.clean_right, self.attacked_right) if right is not None]
         return [
             self.id,
             str(self.label),
@@ -77,30 +88,37 @@ class Outcome:
             self.stage,
             str(self.unconfirmed),
             self.error,
+            *counts,
         ]
 
     @classmethod
     def of_row(cls, row: Sequence[str]) -> "Outcome":
         """The reverse of `row`; ValueError for anything that `row` does not write."""
-        if len(row) != len(COLUMNS):
+        if len(row) not in (len(COLUMNS), len(COLUMNS) + len(ASKED)):
             raise ValueError(f"{len(row)} columns instead of {len(COLUMNS)}")
         margins = float(row[4]), float(row[5])
         if any(math.isnan(value) for value in margins):
             raise ValueError("a margin that is no number")
         steps = tuple(int(step) for step in row[6].split())
         outcome = cls(row[0], int(row[1]), int(row[2]), int(row[3]), *margins, steps, row[7], int(row[8]), row[9])
+        if len(row) > len(COLUMNS):
+            outcome = replace(outcome, clean_right=int(row[-2]), attacked_right=int(row[-1]))
         if outcome.row() != list(row):  # such as "+1" or a fourth digit: the digest would not see the difference
             raise ValueError(f"{','.join(row)!r}, which reads as {','.join(outcome.row())!r}")
         return outcome
 
 
-COLUMNS = tuple(field.name for field in fields(Outcome))
+ASKED = ("clean_right", "attacked_right")
+"""Columns that come after the others where a randomised model was asked many times."""
+COLUMNS = tuple(field.name for field in fields(Outcome) if field.name not in ASKED)
 """The columns of `outcomes.csv.gz`."""
 
 
 def to_csv(outcomes: Iterable[Outcome]) -> bytes:
     """Outcomes as CSV with a header, the same bytes on every machine."""
-    rows = [COLUMNS, *(outcome.row() for outcome in outcomes)]
+    rows = [outcome.row() for outcome in outcomes]
+    header = [*COLUMNS, *ASKED] if rows and len(rows[0]) > len(COLUMNS) else [*COLUMNS]
+    rows = [header, *rows]
     return "".join(",".join(map(_cell, row)) + "\n" for row in rows).encode()
 
 
@@ -119,11 +137,13 @@ def from_csv(content: bytes, *, where: str) -> list[Outcome]:
         rows = list(csv.reader(io.StringIO(content.decode()), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise RunError(complaint(where, "content", f"no CSV ({error})", "outcomes as robench writes them")) from error
-    if not rows or tuple(rows[0]) != COLUMNS:
+    if not rows or tuple(rows[0]) not in (COLUMNS, COLUMNS + ASKED):
         raise RunError(complaint(where, "line 1", repr(rows[0] if rows else ""), f"the columns {','.join(COLUMNS)}"))
     outcomes = []
     for number, row in enumerate(rows[1:], start=2):
         try:
+            if len(row) != len(rows[0]):
+                raise ValueError(f"{len(row)} columns instead of {len(rows[0])}")
             outcomes.append(Outcome.of_row(row))
         except ValueError as error:
             raise RunError(complaint(where, f"line {number}", str(error), "an outcome")) from error

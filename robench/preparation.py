@@ -5,7 +5,7 @@ Not here: the checks themselves (`door`), and the run (`evaluation`).
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,12 +16,13 @@ from robench.attacks import REVISION
 from robench.attacks.drive import Stage
 from robench.attacks.reference import check_model, check_reference
 from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
+from robench.averaging import AveragingClassifier, seeded
 from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source, open_source
 from robench.data.source import ids_digest
-from robench.door import build_attack, first_examples, look_at_model, model_record
-from robench.errors import DataError, RunError, complaint
+from robench.door import UNSEEDED, build_attack, first_examples, look_at_model, model_record, randomness_caveats
+from robench.errors import DataError, RobenchError, RunError, complaint
 from robench.fastpath import COMPILED, MEASURES, FastPath, best_batch_size, pass_rate, quicken, repeated
 from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
@@ -115,10 +116,12 @@ class Prepared:
         """The plan with what the audits find; they cost some passes, so they are for runs that begin."""
         if not needs_gradients(self.stages):
             return self.plan
-        device = self.classifier.device
+        device, draws = self.classifier.device, _draws(self.protocol)
         images, labels = first_examples(self.source, min(SWEEP_EXAMPLES, self.plan.data.count), device)
         found = calls_autograd(self.classifier, self.batch.to(device))
-        found += radius_sweep(self.fast.classifier, images, labels, self.budget)
+        looked = AveragingClassifier(self.classifier, draws) if draws is not None else self.fast.classifier
+        with seeded(self.protocol.seed, device) if draws is not None else nullcontext():
+            found += radius_sweep(looked, images, labels, self.budget)
         return self.plan.model_copy(update={"caveats": (*self.plan.caveats, *found)})
 
 
@@ -132,7 +135,10 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
     protocol, options = registered.protocol, request.options
     stages, budget = build_attack(protocol)
     if options.engine == "reference":
+        _check_asked_once(protocol, "engine", "`reference`", RunError)
         check_reference([stage.attack for stage in stages])
+    if options.showcase is not None:
+        _check_asked_once(protocol, "showcase", "asked for", RunError)
     with same_random_state(request.device), _exact_arithmetic():
         classifier, loaded = _load(request)
         source = open_source(
@@ -144,13 +150,15 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             workers=options.workers,
         )
         data = _planned_data(protocol, source, request)
-        gradients = needs_gradients(stages)
-        caveats, batch = look_at_model(classifier, source, gradients=gradients)
+        gradients, asked = needs_gradients(stages), protocol.score.asks is not None
+        caveats, batch = look_at_model(classifier, source, gradients=gradients, randomised=asked)
+        caveats += randomness_caveats(classifier, batch) if asked else []
         if options.engine == "reference":
             classes = classifier.logits(batch[:1].to(classifier.device)).shape[1]
             check_model([stage.attack for stage in stages], classifier, classes)
-        model = model_record(classifier, loaded, batch.shape[2:])
-        fast = quicken(classifier, batch, measures=_measures(options, stages), gradients=gradients)
+        with seeded(protocol.seed, classifier.device) if asked else nullcontext():
+            model = model_record(classifier, loaded, batch.shape[2:], fingerprint=UNSEEDED not in caveats)
+        fast = quicken(classifier, batch, measures=_measures(options, protocol), gradients=gradients)
         key = run_key(
             protocol_digest=protocol.digest,
             official=registered.official,
@@ -181,11 +189,28 @@ def needs_gradients(stages: Sequence[Stage]) -> bool:
     return any(stage.attack.gradients for stage in stages)
 
 
-def _measures(options: Options, stages: Sequence[Stage]) -> tuple[str, ...]:
-    """What the options allow to make the model faster; the reference gets the model as it is."""
-    if not stages or not options.fast_path or options.engine == "reference":
+def _measures(options: Options, protocol: Protocol) -> tuple[str, ...]:
+    """What the options allow to make the model faster.
+
+    The reference gets the model as it is; and so do attacks on randomised models, whose copy cannot be held to them:
+    two of their answers differ anyway.
+    """
+    asked = protocol.score.asks is not None
+    if protocol.attack is None or asked or not options.fast_path or options.engine == "reference":
         return ()
     return (*MEASURES, COMPILED) if options.compile else MEASURES
+
+
+def _draws(protocol: Protocol) -> int | None:
+    """Answers that attacks average; None where they look once."""
+    return protocol.attack.draws if protocol.attack is not None else None
+
+
+def _check_asked_once(protocol: Protocol, argument: str, found: str, error: type[RobenchError]) -> None:
+    """Refuse what has no meaning where an example is neither broken nor robust, but right in a share of its answers."""
+    if protocol.score.asks is not None:
+        expected = f"nothing of it under {protocol.exact_name}, which asks the model {protocol.score.asks} times"
+        raise error(complaint("evaluate", argument, found, expected))
 
 
 def _slots(classifier: Classifier, batch: Tensor) -> int:

@@ -17,16 +17,17 @@ class Progress:
     Attributes:
       total, done: examples of the run, and those whose outcome is final.
       prefix: length of the longest finished prefix in protocol order.
-      clean, robust: examples of the prefix that are right clean, and robust at the headline step. Over
-        all finished examples these would lie, because fooled examples finish first.
+      clean, robust: examples of the prefix that are right clean, and robust at the headline step, or the sums of
+        their shares of right answers. Over all finished examples these would lie, because fooled examples finish
+        first.
       stage: which stage of a cascade is at work, and how many examples have come to it; else "".
     """
 
     total: int
     done: int
     prefix: int
-    clean: int
-    robust: int
+    clean: float
+    robust: float
     stage: str = ""
 
 

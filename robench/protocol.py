@@ -17,6 +17,8 @@ from pydantic_core import ErrorDetails
 
 from robench.errors import ProtocolError, complaint, did_you_mean
 
+LEAST_ASKS = 20
+"""Answers of a randomised model about one image that a ranked protocol scores, at least."""
 FRACTION_FORM = 'a fraction of the unit range as a string, such as "4/255"'
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -70,10 +72,12 @@ class AttackSpec(BaseModel):
     __pydantic_extra__: dict[str, bool | int | str]
     kind: str
     """Name in `robench.attacks.CATALOGUE`."""
+    draws: int | None = Field(default=None, ge=1)
+    """For randomised models: answers that the attack averages wherever it looks."""
 
     @property
     def settings(self) -> dict[str, bool | int | str]:
-        """The keys beside `kind`."""
+        """The keys beside `kind` and `draws`."""
         return dict(self.__pydantic_extra__)
 
 
@@ -95,6 +99,9 @@ class ScoreSpec(_Table):
     """Steps at which robust accuracy is read off; the last one is the headline. None: at the end alone."""
     stages: tuple[str, ...] | None = Field(default=None, strict=False)
     """Names of a cascade's stages, in order; robust accuracy is stated after each, the last one is the headline."""
+    asks: int | None = Field(default=None, ge=1)
+    """For randomised models: how often the model is asked about the clean image, and about one final attacked image;
+    accuracy is the mean share of right answers. None: an image that fools once counts."""
 
     @model_validator(mode="after")
     def _rising(self) -> "ScoreSpec":
@@ -102,6 +109,8 @@ class ScoreSpec(_Table):
             raise ValueError("expected rising steps without repetition")
         if self.stages is not None and (self.steps or not self.stages or len(set(self.stages)) < len(self.stages)):
             raise ValueError("expected stages without repetition, and no steps beside them")
+        if self.asks is not None and (self.steps or self.stages):
+            raise ValueError("expected no steps and no stages beside `asks`: one final image is scored")
         return self
 
 
@@ -132,6 +141,10 @@ class Protocol(_Table):
             raise ValueError('expected `score.steps` with the scoring "last iterate"')
         if self.attack is None and (self.score.steps or self.score.stages):
             raise ValueError("expected no `score.steps` and no `score.stages` without an attack")
+        if (self.score.asks is None) != (self.attack is None or self.attack.draws is None):
+            raise ValueError("expected `score.asks` and `attack.draws` together, or neither")
+        if self.ranked and self.score.asks is not None and self.score.asks < LEAST_ASKS:
+            raise ValueError(f"expected at least {LEAST_ASKS} `score.asks`, or `ranked = false`")
         return self
 
     @property
@@ -178,7 +191,7 @@ def parse_protocol(content: dict[str, Any], *, where: str) -> Protocol:
 
 _KNOWN_KEYS = {
     key
-    for table in (Protocol, DataSpec, BudgetSpec, ScoreSpec)
+    for table in (Protocol, DataSpec, AttackSpec, BudgetSpec, ScoreSpec)
     for key in (field.alias or name for name, field in table.model_fields.items())
 }
 

@@ -43,18 +43,83 @@ def wilson(successes: int, total: int, confidence: float = 0.95) -> tuple[float,
     """
     if not 0 <= successes <= total or total < 1:
         raise ValueError(f"wilson: {successes} of {total} is no proportion")
+    return _wilson(successes / total, total, confidence)
+
+
+def _wilson(share: float, total: float, confidence: float) -> tuple[float, float]:
+    """The same for a share of a number of trials that need not be whole."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share, square = successes / total, z * z
+    square = z * z
     centre = (share + square / (2 * total)) / (1 + square / total)
     half = z * math.sqrt(share * (1 - share) / total + square / (4 * total * total)) / (1 + square / total)
-    # At 0 and at the total the bound is exactly 0 and 1; rounding must not move it.
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == total else min(1.0, centre + half)
+    # At 0 and at 1 the bound is exactly that; rounding must not move it.
+    low = 0.0 if share == 0 else max(0.0, centre - half)
+    high = 1.0 if share == 1 else min(1.0, centre + half)
     return low, high
 
 
+def clustered(rights: Sequence[int], asks: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the mean share of right answers over examples that were each asked about equally often.
+
+    Answers about one image are not independent of each other, examples are. With n examples, m asks of each,
+    shares p_i = rights_i / m, their mean p and variance s^2 (n - 1 in the denominator), the mean is worth as
+    many independent answers as
+
+        n_eff = max(n, min(p (1 - p) n / s^2, n m) (z / t)^2),
+
+    where z and t are the quantiles of the normal distribution and of Student's with n - 1 degrees of freedom;
+    the interval is Wilson's for the share p of n_eff trials. An example is never worth less than one answer: for a
+    model that always answers the same the interval is Wilson's over the examples.
+
+    Args:
+      rights: right answers about each example, from 0 to `asks`; at least one example.
+      asks: answers about each example.
+      confidence: of the two-sided interval.
+    Returns:
+      Lower and upper bound, in [0, 1].
+    Example:
+      >>> [round(bound, 4) for bound in clustered([20, 0, 13, 7, 20, 20], 20)]
+      [0.3, 0.9032]
+
+    References:
+      Korn & Graubard 1998, "Confidence intervals for proportions with small expected number of positive counts
+      estimated from survey data" (effective sample size, adjusted for degrees of freedom); Franco, Little, Louis &
+      Slud 2019, "Comparative study of confidence intervals for proportions in complex sample surveys" (which
+      recommends Wilson's form for it). Deviates: n_eff is at least n.
+    """
+    count = len(rights)
+    if not count or asks < 1 or not all(0 <= right <= asks for right in rights):
+        raise ValueError(f"clustered: {list(rights)} of {asks} each are no shares")
+    share = sum(rights) / (count * asks)
+    worth = float(count)
+    if count > 1 and 0 < share < 1:
+        squares = sum((right / asks - share) ** 2 for right in rights) / (count - 1)
+        most = float(count * asks)
+        answers = min(share * (1 - share) * count / squares, most) if squares else most
+        quantile = 0.5 + confidence / 2
+        shrunk = (NormalDist().inv_cdf(quantile) / _student(quantile, count - 1)) ** 2
+        worth = max(worth, answers * shrunk)
+    return _wilson(share, worth, confidence)
+
+
+def _student(quantile: float, degrees: int) -> float:
+    """Quantile of Student's distribution, above one half, to a percent from two degrees of freedom on.
+
+    References:
+      Abramowitz & Stegun 1964, 26.7.5: the expansion around the normal quantile.
+    """
+    z = NormalDist().inv_cdf(quantile)
+    terms = (
+        (z**3 + z) / 4,
+        (5 * z**5 + 16 * z**3 + 3 * z) / 96,
+        (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384,
+        (79 * z**9 + 776 * z**7 + 1482 * z**5 - 1920 * z**3 - 945 * z) / 92160,
+    )
+    return z + math.fsum(term / degrees**power for power, term in enumerate(terms, start=1))
+
+
 class Metric(_Record):
-    """A proportion with its counts and 95 % Wilson interval."""
+    """A proportion with its counts and 95 % interval: Wilson's over examples, or `clustered` over their answers."""
 
     name: str
     numerator: int = Field(ge=0)
@@ -64,14 +129,21 @@ class Metric(_Record):
 
     @classmethod
     def of(cls, name: str, numerator: int, denominator: int) -> "Metric":
-        low, high = wilson(numerator, denominator)
-        value = round(numerator / denominator, 6)
+        return cls._of(name, numerator, denominator, wilson(numerator, denominator))
+
+    @classmethod
+    def of_answers(cls, name: str, rights: Sequence[int], asks: int) -> "Metric":
+        """The mean share of right answers, from those about each example."""
+        return cls._of(name, sum(rights), len(rights) * asks, clustered(rights, asks))
+
+    @classmethod
+    def _of(cls, name: str, numerator: int, denominator: int, interval: tuple[float, float]) -> "Metric":
         return cls(
             name=name,
             numerator=numerator,
             denominator=denominator,
-            value=value,
-            interval=(round(low, 6), round(high, 6)),
+            value=round(numerator / denominator, 6),
+            interval=(round(interval[0], 6), round(interval[1], 6)),
         )
 
 
@@ -175,6 +247,11 @@ class Result(_Record):
         """The number that ranks: the last metric."""
         return self.metrics[-1]
 
+    @property
+    def asks(self) -> int | None:
+        """How many answers about each image were scored, under a protocol that asks many times; else None."""
+        return self.headline.denominator // self.data.count if self.headline.denominator > self.data.count else None
+
     def read_outcomes(self) -> list[Outcome]:
         """The outcomes, one per example in protocol order, from the folder of the run.
 
@@ -201,6 +278,8 @@ class Result(_Record):
             low, high = self.headline.interval
             parts.append(f"robust {percent(self.headline)} [{100 * low:.1f}, {100 * high:.1f}]")
         parts.append(f"{self.data.count} images")
+        if self.asks is not None:
+            parts.append(f"{self.asks} answers each")
         if self.engine != "native":
             parts.append("by the reference implementation")
         if "wall_seconds" in self._cost:
@@ -222,15 +301,37 @@ def holds(protocol: Protocol, outcome: Outcome) -> bool:
     return outcome.robust_at(protocol.score.steps[-1] if protocol.score.steps else None, protocol.score.scoring)
 
 
+def shares(protocol: Protocol, outcome: Outcome) -> tuple[float, float]:
+    """What an example adds to clean accuracy and to the headline: 0 or 1, or shares of right answers."""
+    asks = protocol.score.asks
+    if asks is None:
+        return float(outcome.clean_correct), float(holds(protocol, outcome))
+    return _right(outcome, "clean_right", asks) / asks, _right(outcome, "attacked_right", asks) / asks
+
+
+def _right(outcome: Outcome, column: str, asks: int) -> int:
+    """Right answers about an example; none where it has no outcome."""
+    right = getattr(outcome, column)
+    if right is None or not 0 <= right <= asks:
+        raise RunError(complaint(outcome.id, column, right, f"a count from 0 to {asks}, the asks of the protocol"))
+    return 0 if outcome.error else int(right)
+
+
 def score(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Metric, ...]:
     """The metrics of a protocol, computed from outcomes alone; errored examples count as failures.
 
+    Under a protocol that asks many times, counts are answers: those that were right, of all.
+
     Raises:
-      RunError: there are no outcomes.
+      RunError: there are no outcomes, or they lack the counts of right answers.
     """
     if not outcomes:
         raise RunError(complaint(protocol.exact_name, "outcomes", "empty", "at least one example"))
-    total = len(outcomes)
+    asks, total = protocol.score.asks, len(outcomes)
+    if asks is not None:
+        columns = {"clean": "clean_right", "robust": "attacked_right"}
+        rights = {name: [_right(outcome, column, asks) for outcome in outcomes] for name, column in columns.items()}
+        return tuple(Metric.of_answers(name, counts, asks) for name, counts in rights.items())
     metrics = [Metric.of("clean", sum(outcome.clean_correct for outcome in outcomes), total)]
     for step in protocol.score.steps:
         survivors = sum(outcome.robust_at(step, protocol.score.scoring) for outcome in outcomes)

@@ -52,6 +52,14 @@ def test_a_randomised_model_is_refused() -> None:
     )
 
 
+def test_a_randomised_model_is_welcome_where_it_is_asked_many_times() -> None:
+    net = small_net()
+    classifier = Classifier(lambda images: net(images) + 0.01 * torch.randn(1), name="m")
+    assert classifier.check(random_images(16), classes=4, least=4, gradients=True, randomised=None) == []
+    with pytest.raises(ModelError, match=r"; expected the same answer every time\. Do this\.$"):
+        classifier.check(random_images(16), classes=4, least=4, gradients=True, randomised="Do this.")
+
+
 def test_a_model_whose_answer_depends_on_the_batch_is_refused() -> None:
     net = small_net()
     norm = nn.BatchNorm2d(3).train()

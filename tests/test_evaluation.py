@@ -354,7 +354,8 @@ def test_the_keys_of_an_attack_are_checked_against_its_fields(changes: dict[str,
 @pytest.mark.parametrize("name", sorted(shipped()))
 def test_every_shipped_protocol_builds(name: str) -> None:
     stages, budget = build_attack(shipped()[name])
-    assert len(stages) == len(shipped()[name].score.stages or ["one"])
+    if shipped()[name].score.asks is None:
+        assert len(stages) == len(shipped()[name].score.stages or ["one"])
     assert budget.epsilon > 0
 
 

@@ -22,6 +22,7 @@ FLOORS = {
     "budgets": 1,
     "losses": 1,
     "classifier": 1,
+    "averaging": 1,
     "runs": 2,
     "result": 2,
     "comparison": 2,
@@ -48,7 +49,19 @@ FLOORS = {
     "__main__": 5,
 }
 RECORDS = {"errors", "protocol", "outcome", "runs", "result", "comparison", "registry", "progress", "caveats"}
-COMPUTE = {"randomness", "arrays", "budgets", "losses", "classifier", "fastpath", "audits", "attacks", "data", "zoo"}
+COMPUTE = {
+    "randomness",
+    "arrays",
+    "budgets",
+    "losses",
+    "classifier",
+    "averaging",
+    "fastpath",
+    "audits",
+    "attacks",
+    "data",
+    "zoo",
+}
 BOTH_WINGS = {"errors", "environment"}
 KNOWS_BOTH = {
     "adversarial",

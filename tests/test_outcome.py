@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.errors import RunError
-from robench.outcome import COLUMNS, Outcome, compress, digest, from_csv, read_outcomes, to_csv
+from robench.outcome import ASKED, COLUMNS, Outcome, compress, digest, from_csv, read_outcomes, to_csv
 
 HEADER = "id,label,clean,attacked,clean_margin,attacked_margin,fooled_at,stage,unconfirmed,error"
 PLAIN = Outcome("a", 1, 1, 2, 0.5, -0.25, (5,), "pgd", 1)
@@ -67,6 +67,32 @@ def test_the_bytes_are_pinned() -> None:
         '"x, ""y""",0,3,3,1.23e+06,-0.000123,,,0,"two\r\nlines"\n'
     )
     assert digest([PLAIN]) == hashlib.sha256(f"{HEADER}\na,1,1,2,0.5,-0.25,5,pgd,1,\n".encode()).hexdigest()
+
+
+def test_counts_of_right_answers_come_last_and_only_where_there_are_some() -> None:
+    asked = replace(PLAIN, fooled_at=(), clean_right=20, attacked_right=7)
+    header = f"{HEADER},clean_right,attacked_right"
+    assert to_csv([asked]).decode() == f"{header}\na,1,1,2,0.5,-0.25,,pgd,1,,20,7\n"
+    assert from_csv(to_csv([asked, replace(asked, attacked_right=0)]), where="x") == [
+        asked,
+        replace(asked, attacked_right=0),
+    ]
+    assert tuple(header.split(",")) == (COLUMNS + ASKED)
+    for mixed in ([asked, PLAIN], [PLAIN, asked], [replace(asked, attacked_right=None)]):
+        with pytest.raises(
+            RunError, match=r"^o\.csv: `line \d` is \d\d columns instead of \d\d; expected an outcome\.$"
+        ):
+            from_csv(to_csv(mixed), where="o.csv")
+
+
+def test_an_example_has_an_image_if_it_was_fooled_or_asked_about() -> None:
+    asked = replace(PLAIN, fooled_at=(), clean_right=20, attacked_right=20)
+    assert [each.has_image for each in (PLAIN, replace(PLAIN, fooled_at=()), asked, replace(asked, error="NaN"))] == [
+        True,
+        False,
+        True,
+        False,
+    ]
 
 
 # --- what an outcome says

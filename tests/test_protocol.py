@@ -115,6 +115,18 @@ def test_a_protocol_does_not_change() -> None:
         protocol().seed = 3
 
 
+def test_few_asks_are_for_protocols_that_are_not_ranked() -> None:
+    few = protocol(attack__draws=1, score={"asks": 3}, ranked=False)
+    assert (few.score.asks, few.ranked) == (3, False)
+    assert few.attack is not None
+    assert "draws" not in few.attack.settings
+
+
+def test_asks_and_draws_are_in_the_digest() -> None:
+    digests = {protocol(attack__draws=draws, score={"asks": asks}).digest for draws in (1, 2) for asks in (20, 21)}
+    assert len(digests | {protocol().digest}) == 5
+
+
 # --- digest
 
 
@@ -242,6 +254,18 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     (
         {"score": {"scoring": "last iterate"}},
         'expected `score.steps` with the scoring "last iterate".',
+    ),
+    ({"score": {"asks": 0}}, "`score.asks` is 0; expected greater than or equal to 1."),
+    ({"attack__draws": "20"}, "`attack.draws` is '20'; expected a valid integer."),
+    ({"attack__draws": 20}, "expected `score.asks` and `attack.draws` together, or neither."),
+    ({"score": {"asks": 20}}, "expected `score.asks` and `attack.draws` together, or neither."),
+    (
+        {"attack__draws": 20, "score__asks": 20},
+        "expected no steps and no stages beside `asks`: one final image is scored.",
+    ),
+    (
+        {"attack__draws": 20, "score": {"asks": 19}},
+        "expected at least 20 `score.asks`, or `ranked = false`.",
     ),
     ({"attack": MISSING, "budget": MISSING}, "expected no `score.steps` and no `score.stages` without an attack."),
 ]

@@ -1,10 +1,12 @@
 import json
+import math
 import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,8 +14,8 @@ from pydantic import ValidationError
 from scipy import stats
 
 from robench.errors import ProtocolError, RunError
-from robench.outcome import compress, to_csv
-from robench.result import Metric, percent, read_result, score, wilson
+from robench.outcome import Outcome, compress, to_csv
+from robench.result import Metric, _student, clustered, percent, read_result, score, shares, wilson
 from tests.test_protocol import MISSING, protocol
 from tests.test_runs import OUTCOMES, finished_run, plan
 
@@ -52,6 +54,59 @@ def test_wilson_refuses_what_is_no_proportion(successes: int, total: int) -> Non
         wilson(successes, total)
 
 
+# --- the interval over examples that were asked about many times
+
+
+@given(st.integers(1, 400), st.floats(0, 1), st.sampled_from([1, 20]))
+@settings(max_examples=60, deadline=None, derandomize=True)
+def test_answers_that_never_differ_are_worth_one_per_example(total: int, share: float, asks: int) -> None:
+    right = round(share * total)
+    reference = stats.binomtest(right, total).proportion_ci(method="wilson")
+    found = clustered([asks] * right + [0] * (total - right), asks)
+    assert found == pytest.approx((reference.low, reference.high), abs=1e-12)
+
+
+def test_with_many_examples_it_is_the_mean_and_its_standard_error() -> None:
+    chance = np.random.default_rng(0)
+    rights = chance.binomial(20, chance.beta(2, 1, 20_000))
+    half = 1.959964 * (rights / 20).std(ddof=1) / math.sqrt(len(rights))
+    middle = rights.mean() / 20
+    assert clustered(rights.tolist(), 20) == pytest.approx((middle - half, middle + half), abs=2e-5)
+
+
+@pytest.mark.parametrize(("examples", "shape"), [(30, (2.0, 1.0)), (512, (0.3, 0.2)), (512, (20.0, 20.0))])
+def test_it_holds_the_truth_as_often_as_it_says(examples: int, shape: tuple[float, float]) -> None:
+    """Chances of a right answer from a beta distribution, whose mean is known: 95 of 100 intervals hold it."""
+    chance, truth = np.random.default_rng(1), shape[0] / sum(shape)
+    held, asks_alone = 0, 0
+    for _ in range(1000):
+        rights = chance.binomial(20, chance.beta(*shape, examples)).tolist()
+        low, high = clustered(rights, 20)
+        held += low <= truth <= high
+        low, high = wilson(sum(rights), 20 * examples)
+        asks_alone += low <= truth <= high
+    assert 930 <= held <= 975  # within 3.6 standard errors of 950
+    assert asks_alone < held - 50 or shape == (20.0, 20.0)  # answers taken for independent promise too much
+
+
+@pytest.mark.parametrize("degrees", [2, 3, 5, 10, 30, 1000])
+@pytest.mark.parametrize("quantile", [0.9, 0.975])
+def test_students_quantile_is_scipys(degrees: int, quantile: float) -> None:
+    assert _student(quantile, degrees) == pytest.approx(stats.t.ppf(quantile, degrees), rel=0.01)
+
+
+def test_a_few_equal_shares_promise_nothing() -> None:
+    """Two examples with equal shares say nothing about how examples differ."""
+    assert clustered([10, 10], 20) == pytest.approx(clustered([20, 0], 20))
+    assert clustered([7], 20)[1] - clustered([7], 20)[0] > 0.7
+
+
+@pytest.mark.parametrize(("rights", "asks"), [([], 20), ([21], 20), ([-1], 20), ([0], 0)])
+def test_what_are_no_shares_is_refused(rights: list[int], asks: int) -> None:
+    with pytest.raises(ValueError, match=r"^clustered: .* each are no shares$"):
+        clustered(rights, asks)
+
+
 # --- metrics
 
 
@@ -86,6 +141,51 @@ def test_scores_come_from_outcomes_alone() -> None:
 def test_an_errored_example_is_a_failure_and_is_counted() -> None:
     errored = [replace(OUTCOMES[0], error="no image"), *OUTCOMES[1:]]
     assert [(metric.numerator, metric.denominator) for metric in score(protocol(), errored)] == [(5, 7), (4, 7), (2, 7)]
+
+
+ASKED = {"attack__draws": 20, "score": {"asks": 20}}
+RIGHTS = [(20, 20), (20, 0), (19, 7), (3, 0), (20, 20), (20, 11), (20, 1)]
+
+
+def _asked() -> list[Outcome]:
+    return [
+        replace(outcome, fooled_at=(), clean_right=clean, attacked_right=attacked)
+        for outcome, (clean, attacked) in zip(OUTCOMES, RIGHTS, strict=True)
+    ]
+
+
+def test_many_asks_are_scored_by_right_answers_of_all() -> None:
+    clean, robust = score(protocol(**ASKED), _asked())
+    assert (clean.name, clean.numerator, clean.denominator, clean.value) == ("clean", 122, 140, 0.871429)
+    assert (robust.name, robust.numerator, robust.denominator, robust.value) == ("robust", 59, 140, 0.421429)
+    assert robust.interval == pytest.approx(clustered([right for _, right in RIGHTS], 20), abs=1e-6)
+    assert shares(protocol(**ASKED), _asked()[2]) == (0.95, 0.35)
+    assert shares(protocol(), OUTCOMES[1]) == (1.0, 0.0)
+    errored = [replace(_asked()[0], error="no image"), *_asked()[1:]]
+    assert [metric.numerator for metric in score(protocol(**ASKED), errored)] == [102, 39]
+
+
+@pytest.mark.parametrize("right", [None, -1, 21])
+def test_counts_that_cannot_be_are_found(right: int | None) -> None:
+    edited = [replace(_asked()[0], attacked_right=right), *_asked()[1:]]
+    message = rf"^e0: `attacked_right` is {right}; expected a count from 0 to 20, the asks of the protocol\.$"
+    with pytest.raises(RunError, match=message):
+        score(protocol(**ASKED), edited)
+
+
+def test_a_result_of_many_asks_says_so_and_is_held_to_its_outcomes(tmp_path: Path) -> None:
+    content = protocol(**ASKED).model_dump(mode="json", by_alias=True, exclude_none=True)
+    result = finished_run(tmp_path, _asked(), plan(_asked()).model_copy(update={"protocol": content}))
+    assert result.asks == 20
+    low, high = clustered([right for _, right in RIGHTS], 20)
+    robust = f"robust 42.1 % [{100 * low:.1f}, {100 * high:.1f}]"
+    assert str(result) == f"clean 87.1 %, {robust}, 7 images, 20 answers each, 0 s"
+    assert read_result(tmp_path).read_outcomes() == _asked()
+    _edit(tmp_path, lambda content: content["metrics"][1].update(numerator=60))
+    with pytest.raises(
+        RunError, match=r"`metrics` is robust 60/140 = .+; expected robust 59/140 = .+, as the outcomes"
+    ):
+        read_result(tmp_path)
 
 
 def test_no_outcomes_are_no_score() -> None:

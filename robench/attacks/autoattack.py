@@ -19,7 +19,7 @@ class AutoAttack:
     """An ensemble that needs no tuning: APGD-CE, targeted APGD, targeted FAB, Square.
 
     `lite` is the first two stages, in which nearly all examples fall that fall at all; `rand` is untargeted APGD
-    on both losses, for randomised models behind a classifier that averages.
+    on both losses, for randomised models (`asking.py`).
 
     References:
       Croce & Hein 2020, arXiv:2003.01690. Deviates: as its stages do, and each example keeps the first

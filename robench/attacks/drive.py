@@ -17,11 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.attacks.interface import Answer, Query
+from robench.attacks.interface import Answer, EndingAttack, Query
 from robench.attacks.pool import Pool, Slots, Stage
 from robench.attacks.record import Example, Finished, Record
 from robench.budgets import TOLERANCE, Budget
-from robench.classifier import Classifier
+from robench.classifier import Looked
 from robench.errors import BudgetError, ModelError, complaint
 from robench.losses import margin
 
@@ -41,13 +41,13 @@ class _Claim:
 
 def drive(
     stages: Sequence[Stage],
-    classifier: Classifier,
+    classifier: Looked,
     source: Iterable[Example],
     *,
     budget: Budget,
     seed: int = 0,
     slots: int = 32,
-    confirm: Classifier | None = None,
+    confirm: Looked | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
 ) -> Generator[Finished, None, None]:
     """Attack every example of a source; yield each as soon as its outcome is final, in no fixed order.
@@ -77,17 +77,18 @@ class _Driver:
     def __init__(
         self,
         stages: Sequence[Stage],
-        classifier: Classifier,
-        confirm: Classifier,
+        classifier: Looked,
+        confirm: Looked,
         budget: Budget,
         seed: int,
         slots: int,
         on_event: Callable[[str, dict[str, Any]], None],
     ) -> None:
-        if any(stage.read_off is not None for stage in stages) and len(stages) > 1:
+        if any(stage.read_off for stage in stages) and len(stages) > 1:
             raise ValueError("steps can be read off a single stage only")
         self.classifier, self.confirm, self.budget = classifier, confirm, budget
         self.slots, self.on_event = slots, on_event
+        self.every = any(stage.to_the_end for stage in stages)
         self.pools = [Pool(stage, budget, seed, classifier.device) for stage in stages]
         self.claims: list[_Claim] = []
         self.ready: deque[Finished] = deque()
@@ -148,7 +149,7 @@ class _Driver:
                 record.error = "the logits of the clean image are not finite"
                 record.clean_margin = record.attacked_margin = 0.0
                 self.ready.append(record.finished())
-            elif predictions[row] != example.label or not self.pools:
+            elif (predictions[row] != example.label and not self.every) or not self.pools:
                 self.ready.append(record.finished())
             else:
                 self.pools[0].waiting.append((record, None))
@@ -274,6 +275,8 @@ class _Driver:
             if record.error or done[slot]:
                 record.done = True
                 record.attacked_margin = 0.0 if record.error else float(pool.slots.margin[slot])
+                if isinstance(pool.stage.attack, EndingAttack):
+                    record.finals[pool.stage.attack.name] = pool.stage.attack.final(pool.slots.state)[slot].clone()
                 pool.records[slot] = None
                 self._pass_on(record, depth)
 

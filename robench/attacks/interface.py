@@ -10,7 +10,7 @@ Not here: any attack, and the loop (`drive.py`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -112,4 +112,13 @@ class Attack(Protocol):
 
     def tell(self, state: Any, answer: Answer) -> Any:
         """State after the answer to the last `ask`."""
+        ...
+
+
+@runtime_checkable
+class EndingAttack(Attack, Protocol):
+    """An attack that is run to its end for one image of each slot (`attacks/asking.py`)."""
+
+    def final(self, state: Any) -> Tensor:
+        """That image of every slot, inside the budget, float32, shape (N, 3, H, W)."""
         ...

@@ -24,11 +24,17 @@ class Stage:
     Attributes:
       attack: the attack.
       read_off: None scores any iterate: the first confirmed adversarial image ends the example. Steps
-        score the iterates at these steps alone, and the attack always runs to its end.
+        score the iterates at these steps alone, and the attack always runs to its end. An empty set scores
+        none: every example, right clean or not, runs to the end for the final image of an `EndingAttack`.
     """
 
     attack: Attack
     read_off: frozenset[int] | None = None
+
+    @property
+    def to_the_end(self) -> bool:
+        """Whether no image counts on the way."""
+        return self.read_off is not None and not self.read_off
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 Not here: slots (`pool.py`), and what is written to disk (`robench.outcome`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -33,7 +34,11 @@ class Finished:
       stage: name of the attack that fooled it, else "".
       unconfirmed: claims that the user's own model denied.
       error: why the example has no outcome, else "".
-      image: the last confirmed adversarial image, float32, shape (3, H, W); None where nothing fooled.
+      image: the last confirmed adversarial image, float32, shape (3, H, W); None where nothing fooled. Where
+        the model was asked many times: its final image.
+      finals: by attack, the final image of each that was run to its end.
+      clean_right, attacked_right: how many of the answers about the clean and the final image were right;
+        None where the model was not asked many times.
     """
 
     index: int
@@ -48,6 +53,9 @@ class Finished:
     unconfirmed: int = 0
     error: str = ""
     image: Tensor | None = field(default=None, repr=False, compare=False)
+    finals: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    clean_right: int | None = None
+    attacked_right: int | None = None
 
 
 @dataclass
@@ -67,6 +75,7 @@ class Record:
     done: bool = False
     error: str = ""
     adversarial: Tensor | None = None
+    finals: dict[str, Tensor] = field(default_factory=dict)
 
     def finished(self) -> Finished:
         example = self.example
@@ -83,4 +92,5 @@ class Record:
             unconfirmed=self.unconfirmed,
             error=self.error,
             image=self.adversarial,
+            finals=self.finals,
         )

@@ -67,7 +67,7 @@ def _so_far(progress: Progress) -> str:
     """Clean and robust accuracy over the finished prefix, which is a fair sample."""
     if not progress.prefix:
         return ""
-    low, high = wilson(progress.robust, progress.prefix)
+    low, high = wilson(round(progress.robust), progress.prefix)
     clean, robust = progress.clean / progress.prefix, progress.robust / progress.prefix
     interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
     return f"first {progress.prefix}: clean {100 * clean:.1f} %, robust {100 * robust:.1f} % {interval}"
@@ -205,7 +205,9 @@ def _report(results: list[Result], json: bool) -> None:
         for caveat in result.caveats:
             out.print(f"caveat: {caveat}", markup=False)
         out.print(str(result), markup=False)
-        out.print(f"run: {result.run_dir}\nnext: robench compare {result.run_dir} OTHER_RUN", markup=False)
+        out.print(f"run: {result.run_dir}", markup=False)
+        if result.asks is None:
+            out.print(f"next: robench compare {result.run_dir} OTHER_RUN", markup=False)
 
 
 def _report_curve(curve: "RadiusCurve", json: bool) -> None:
@@ -226,13 +228,13 @@ def _report_curve(curve: "RadiusCurve", json: bool) -> None:
 def table(result: Result) -> Table:
     """The metrics of a result with counts and intervals."""
     title = f"{result.model.name} under {result.protocol.id}@{result.protocol.version}"
-    return _table(title, "metric", result.metrics)
+    return _table(title, "metric", result.metrics, "examples" if result.asks is None else "right answers")
 
 
-def _table(title: str, first: str, metrics: Sequence[Metric]) -> Table:
+def _table(title: str, first: str, metrics: Sequence[Metric], counted: str = "examples") -> Table:
     rows = Table(title=Text(title, style="table.title"), title_justify="left")
     rows.add_column(first)
-    for column in ("value", "95 % interval", "examples"):
+    for column in ("value", "95 % interval", counted):
         rows.add_column(column, justify="right")
     for metric in metrics:
         low, high = metric.interval

@@ -44,7 +44,9 @@ def test_an_unknown_version_is_refused() -> None:
         AutoAttack(version="plus")
 
 
-@pytest.mark.parametrize("name", [name for name in shipped() if "autoattack" in name])
+@pytest.mark.parametrize(
+    "name", [name for name in shipped() if "autoattack" in name and shipped()[name].score.asks is None]
+)
 def test_shipped_protocols_name_their_stages(name: str) -> None:
     protocol = shipped()[name]
     stages, _ = build_attack(protocol)
