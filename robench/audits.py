@@ -36,6 +36,11 @@ ZERO_GRADIENT = (
     "accuracy may be too high. Run a black-box protocol, too."
 )
 
+NO_START = (
+    "Nothing that {attack} tried as a start fooled the model on some images: they count as robust without having been "
+    "attacked. Run a protocol with another attack, too."
+)
+
 
 def calls_autograd(classifier: Classifier, images: Tensor) -> list[str]:
     """Whether the model computes gradients in its forward pass, as purifying defences do."""

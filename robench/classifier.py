@@ -83,22 +83,20 @@ class Classifier:
         self.minimum_rows = MINIMUM_ROWS
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
-        if device is not None and tensors and not _same_device(torch.device(device), tensors[0].device):
+        stated = getattr(model, "device", None)  # foolbox models name where they lie
+        lies = tensors[0].device if tensors else stated if isinstance(stated, torch.device) else None
+        if device is not None and lies is not None and not _same_device(torch.device(device), lies):
             raise ModelError(
                 complaint(
                     self.name,
                     "device",
-                    f"`{device}` while its parameters are on `{tensors[0].device}`",
+                    f"`{device}` while its parameters are on `{lies}`",
                     "the same device",
                     "Move the model there first; robench does not move a model it was handed.",
                 )
             )
-        if tensors:
-            self.device = tensors[0].device
-        else:
-            self.device = torch.device(device) if device is not None else torch.device("cpu")
-        bounds = getattr(model, "bounds", None)  # foolbox models name their range
-        self._low, self._high = (float(bounds[0]), float(bounds[1])) if bounds is not None else (0.0, 1.0)
+        self.device = lies or torch.device(device if device is not None else "cpu")
+        self._low, self._high = self._range(getattr(model, "bounds", None))  # foolbox models name it
         self._inference = inference
         self._speaks_numpy: bool | None = False if self.module is not None else None
 
@@ -151,6 +149,15 @@ class Classifier:
         return first, second, third
 
     @contextmanager
+    def unpadded(self) -> Iterator[None]:
+        """Show the model small batches as they are: for images that never share a batch."""
+        before, self.minimum_rows = self.minimum_rows, 1
+        try:
+            yield
+        finally:
+            self.minimum_rows = before
+
+    @contextmanager
     def frozen(self) -> Iterator[None]:
         """Switch the gradients of all parameters off, and put each back as it was."""
         parameters = list(self.module.parameters()) if self.module is not None else []
@@ -193,6 +200,32 @@ class Classifier:
         self._check_steady(batch, first, randomised)
         return self._check_gradient(batch) if gradients else []
 
+    def check_single(self, image: Tensor) -> None:
+        """Look at one image alone, once a batch of them was right; shape (1, 3, H, W).
+
+        Raises:
+          ModelError: the model wants more at a time, or says something else than in a batch.
+        """
+        image = image.to(self.device)
+        expected = self.logits(image)
+        try:
+            with self.unpadded():
+                found = self.logits(image)
+        except Exception as error:  # the model is the user's own code
+            summary = (str(error).splitlines() or [""])[0][:200]
+            found_instead = f"failing on a single image with {type(error).__name__}: {summary}"
+        else:
+            if found.shape == expected.shape:
+                moved, scale = float((found - expected).abs().max()), max(1.0, float(expected.abs().max()))
+                if moved <= 1e-3 * scale:
+                    return
+                found_instead = "giving a single image another answer than in a batch"
+            else:
+                found_instead = f"giving logits of shape {tuple(found.shape)} for a single image"
+        expected_instead = f"the same answer as in a batch, of shape {tuple(expected.shape)}"
+        advice = "This protocol's attack looks at one image at a time: is there a `squeeze`, or a fixed batch size?"
+        raise ModelError(complaint(self.name, "model", found_instead, expected_instead, advice))
+
     def fingerprint(self, images: Tensor) -> list[tuple[int, float]]:
         """What the model says to pinned images: best class and its logit to 4 digits, one pair each."""
         logits = torch.cat([self.logits(chunk.to(self.device)) for chunk in torch.split(images, 32)])
@@ -222,6 +255,19 @@ class Classifier:
         if self._low != 0 or self._high != 1:
             images = images * (self._high - self._low) + self._low
         return images if self._speaks_numpy else images.to(self._dtype)
+
+    def _range(self, bounds: Any) -> tuple[float, float]:
+        """The lowest and the highest value of an image."""
+        if bounds is None:
+            return 0.0, 1.0
+        try:
+            low, high = (float(bound) for bound in bounds)
+        except (TypeError, ValueError):
+            low = high = math.nan
+        if not (low < high and math.isfinite(low) and math.isfinite(high)):
+            expected = "the lowest and the highest value of an image, as in foolbox"
+            raise ModelError(complaint(self.name, "bounds", repr(bounds)[:80], expected, "Call it something else."))
+        return low, high
 
     def _call(self, images: Tensor) -> Any:
         images = self.in_its_range(images)

@@ -11,18 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.attacks import CASCADES, CATALOGUE
+from robench.attacks import CASCADES, CATALOGUE, WHOLE
 from robench.attacks.asking import stage_to_the_end
 from robench.attacks.drive import Stage
 from robench.attacks.interface import Attack
+from robench.attacks.whole import AnyStage, WholeAttack, WholeStage
 from robench.averaging import randomness_of
 from robench.budgets import BUDGETS, Budget, LinfBall
 from robench.classifier import DOOR_ROWS, FIX_THE_DRAWS, Classifier
 from robench.data import Source
 from robench.data.mini import pinned_images
 from robench.data.source import Unreadable, check_image
-from robench.errors import DataError, ProtocolError, complaint, did_you_mean
-from robench.protocol import FRACTION_FORM, Protocol, ScoreSpec, fraction
+from robench.errors import BudgetError, DataError, ProtocolError, RunError, complaint, did_you_mean
+from robench.protocol import FRACTION_FORM, AttackSpec, Protocol, ScoreSpec, fraction
 from robench.result import ModelRecord
 from robench.zoo import Loaded
 
@@ -40,24 +41,21 @@ UNSEEDED = (
 )
 
 
-def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
+def build_attack(protocol: Protocol) -> tuple[Sequence[AnyStage], Budget]:
     """The stages and the budget of a protocol; its keys are checked against the attack's fields.
 
     Raises:
-      ProtocolError: the attack is unknown, or a key is unknown, missing or of the wrong type.
+      ProtocolError: the attack is unknown, not for this budget, or a key is unknown, missing or of the wrong type.
+      RunError: what the attack needs is not installed.
     """
     where, spec = f"{protocol.id}.toml", protocol.attack
     if spec is None or protocol.budget is None:
         return [], LinfBall(0.0)
-    known = CATALOGUE | CASCADES
-    if spec.kind not in known:
-        advice = did_you_mean(spec.kind, known)
-        raise ProtocolError(complaint(where, "attack.kind", f"`{spec.kind}`", "the name of an attack", advice))
-    kind = known[spec.kind]
+    kind, given = _kind(where, spec)
     fields = {field.name: field for field in dataclasses.fields(kind)}
     types = typing.get_type_hints(kind)
     settings = {}
-    for key, value in spec.settings.items():
+    for key, value in given.items():
         if key not in fields:
             raise ProtocolError(complaint(where, f"attack.{key}", "unknown", "a field", did_you_mean(key, fields)))
         settings[key] = _setting(where, key, value, types[key])
@@ -68,16 +66,55 @@ def build_attack(protocol: Protocol) -> tuple[list[Stage], Budget]:
         attack = kind(**settings)
     except ProtocolError as error:
         raise ProtocolError(f"{where}: {error}") from error
+    budget = _budget(where, protocol)
+    if spec.kind in WHOLE:
+        return [_whole_stage(where, protocol.score, attack, budget)], budget
     attacks = attack.stages() if spec.kind in CASCADES else (attack,)
     _check_score(where, protocol.score, attacks)
-    if protocol.budget.norm not in BUDGETS:
-        advice = did_you_mean(protocol.budget.norm, BUDGETS)
-        raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", "a known norm", advice))
-    budget = BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
     if protocol.score.asks is not None:
         return [stage_to_the_end(each) for each in attacks], budget
     read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
     return [Stage(each, read_off) for each in attacks], budget
+
+
+def _kind(where: str, spec: AttackSpec) -> tuple[type[Any], dict[str, bool | int | str]]:
+    """The class of an attack, and the settings that are its fields."""
+    known = CATALOGUE | CASCADES
+    if spec.kind not in {*known, *WHOLE}:
+        advice = did_you_mean(spec.kind, {*known, *WHOLE})
+        raise ProtocolError(complaint(where, "attack.kind", f"`{spec.kind}`", "the name of an attack", advice))
+    if spec.kind not in WHOLE:
+        return known[spec.kind], spec.settings
+    attacks, settings = WHOLE[spec.kind], spec.settings
+    name = settings.pop("attack", None)
+    if not isinstance(name, str) or name not in attacks:
+        found = "missing" if name is None else f"`{name}`"
+        advice = did_you_mean(str(name or ""), attacks)
+        raise ProtocolError(complaint(where, "attack.attack", found, f"an attack of {spec.kind}", advice))
+    return attacks[name], settings
+
+
+def _budget(where: str, protocol: Protocol) -> Budget:
+    assert protocol.budget is not None, "as was just seen"
+    if protocol.budget.norm not in BUDGETS:
+        advice = did_you_mean(protocol.budget.norm, BUDGETS)
+        raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", "a known norm", advice))
+    return BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
+
+
+def _whole_stage(where: str, score: ScoreSpec, attack: WholeAttack, budget: Budget) -> WholeStage:
+    """The stage of an attack that owns its loop: it has one outcome, and no steps or stages to read off."""
+    for key, value in (("steps", score.steps or None), ("stages", score.stages), ("asks", score.asks)):
+        if value is not None:
+            expected = f"none with {attack.name}, which is scored at its end alone"
+            raise ProtocolError(complaint(where, f"score.{key}", value, expected, "Leave the key out."))
+    try:
+        attack.check(budget)
+    except BudgetError as error:
+        raise ProtocolError(f"{where}: {error}") from error
+    except RunError as error:
+        raise RunError(f"{where}: {error}") from error
+    return WholeStage(attack)
 
 
 def _check_score(where: str, score: ScoreSpec, attacks: Sequence[Attack]) -> None:
@@ -107,7 +144,7 @@ def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any
 
 
 def look_at_model(
-    classifier: Classifier, source: Source, *, gradients: bool, randomised: bool = False
+    classifier: Classifier, source: Source, *, gradients: bool, single: bool = False, randomised: bool = False
 ) -> tuple[list[str], Tensor]:
     """Show the model its first batch; returns caveats and that batch, shape (N, 3, H, W).
 
@@ -115,6 +152,7 @@ def look_at_model(
       classifier: the model.
       source: the examples.
       gradients: whether attacks ask for gradients.
+      single: whether an attack looks at one image at a time.
       randomised: whether the protocol is for randomised models, which are refused otherwise.
     """
     images: list[Tensor] = []
@@ -135,6 +173,8 @@ def look_at_model(
     least = max(*source.labels, 1) + 1  # one logit alone leaves nothing to be taken for
     advice = None if randomised else f"{FIX_THE_DRAWS[:-1]}, or use a protocol for such models: {FOR_RANDOMISED}."
     caveats = classifier.check(batch, classes=source.classes, least=least, gradients=gradients, randomised=advice)
+    if single:
+        classifier.check_single(batch[:1])
     return caveats, batch
 
 

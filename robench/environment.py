@@ -10,16 +10,19 @@ from functools import cache
 from pathlib import Path
 
 _PACKAGES = ("robench", "torch", "torchvision", "timm", "numpy", "pillow")
+_WHERE_INSTALLED = ("foolbox", "pyautoattack")
+"""Other people's attacks: their version is a condition of the runs that use them."""
 
 
 @cache
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version(), "platform": f"{platform.system()} {platform.machine()}"}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *_WHERE_INSTALLED):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            found[package] = "not installed"
+            if package in _PACKAGES:
+                found[package] = "not installed"
     return found
 
 

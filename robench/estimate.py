@@ -12,7 +12,7 @@ import torch
 from robench.data import check_there
 from robench.door import first_examples
 from robench.fastpath import pass_rate, repeated
-from robench.preparation import Options, Prepared, Request, check_numbers, needs_gradients, prepared
+from robench.preparation import Options, Prepared, Request, check_numbers, needs_gradients, one_at_a_time, prepared
 from robench.registry import resolve
 
 CLEAN_EXAMPLES = 64
@@ -45,6 +45,7 @@ class Estimate:
       clean: share that the model got right of the first ones.
       slots: examples attacked at a time, as timed.
       gradient_rate, label_rate: images per second with and without gradient; the first is None if no attack asks.
+      single_rate: the same for one image at a time, without gradient; None if no attack looks so.
       stages: the clean pass first.
     """
 
@@ -56,6 +57,7 @@ class Estimate:
     gradient_rate: float | None
     label_rate: float
     stages: tuple[StageEstimate, ...]
+    single_rate: float | None = None
 
     @property
     def seconds(self) -> float:
@@ -96,6 +98,10 @@ def _of(scene: Prepared) -> Estimate:
     rows = repeated(scene.batch, scene.slots).to(faster.device)
     gradient_rate = pass_rate(faster, rows) if needs_gradients(scene.stages) else None
     label_rate = pass_rate(faster, rows, gradients=False)
+    single_rate = None
+    if one_at_a_time(scene.stages):
+        with faster.unpadded():
+            single_rate = pass_rate(faster, rows[:1], gradients=False)
     clean = _clean_share(scene)
     asks, attack = scene.protocol.score.asks, scene.protocol.attack
     draws = (attack.draws if attack is not None else None) or 1
@@ -104,7 +110,7 @@ def _of(scene: Prepared) -> Estimate:
     stages = [StageEstimate("clean", 0, looks, looks / label_rate)]
     for stage in scene.stages:
         with_gradient, without = (attacked * draws * passes for passes in stage.attack.most_passes)
-        seconds = without / label_rate + (with_gradient / gradient_rate if gradient_rate else 0)
+        seconds = without / (single_rate or label_rate) + (with_gradient / gradient_rate if gradient_rate else 0)
         stages.append(StageEstimate(stage.attack.name, with_gradient, without, seconds))
     if asks is not None:
         answers = count * (draws * (1 + len(scene.stages)) + 2 * asks)
@@ -118,6 +124,7 @@ def _of(scene: Prepared) -> Estimate:
         gradient_rate=gradient_rate,
         label_rate=label_rate,
         stages=tuple(stages),
+        single_rate=single_rate,
     )
 
 

@@ -17,7 +17,8 @@ from robench.adversarial import AdversarialImages
 from robench.attacks.asking import Asking, drive_by_asking
 from robench.attacks.drive import Example, Finished, Stage, drive
 from robench.attacks.reference import drive_by_reference
-from robench.audits import ZERO_GRADIENT
+from robench.attacks.whole import AnyStage, WholeStage, drive_whole
+from robench.audits import NO_START, ZERO_GRADIENT
 from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source
@@ -64,7 +65,9 @@ class Execution:
         self.segment = f"{time.time_ns():x}"
         self.adversarial: AdversarialImages | None = None
 
-    def attack(self, stages: Sequence[Stage], budget: Budget, *, adversarial: AdversarialImages | None = None) -> None:
+    def attack(
+        self, stages: Sequence[AnyStage], budget: Budget, *, adversarial: AdversarialImages | None = None
+    ) -> None:
         """Attack what is missing; keep the adversarial images, if told where.
 
         Raises:
@@ -97,11 +100,13 @@ class Execution:
             raise
 
     def _stream(
-        self, stages: Sequence[Stage], budget: Budget, examples: Iterator[Example]
+        self, stages: Sequence[AnyStage], budget: Budget, examples: Iterator[Example]
     ) -> Generator[Finished, None, None]:
         """Outcomes as they become final, from our own attacks or the reference's."""
+        whole = [stage.attack for stage in stages if isinstance(stage, WholeStage)]
+        ours = [stage for stage in stages if isinstance(stage, Stage)]
         if self.run.plan.engine == "reference":
-            attacks = [stage.attack for stage in stages]
+            attacks = [stage.attack for stage in ours]
             return drive_by_reference(
                 attacks,
                 self.classifier,
@@ -114,7 +119,7 @@ class Execution:
         attack, asks = self.protocol.attack, self.protocol.score.asks
         if attack is not None and attack.draws is not None and asks is not None:
             return drive_by_asking(
-                stages,
+                ours,
                 self.classifier,
                 examples,
                 asking=Asking(asks, attack.draws, together=self.run.plan.shard_size),
@@ -123,16 +128,11 @@ class Execution:
                 slots=self.slots,
                 on_event=self._event,
             )
-        return drive(
-            stages,
-            self.faster,
-            examples,
-            budget=budget,
-            seed=self.protocol.seed,
-            slots=self.slots,
-            confirm=self.classifier,
-            on_event=self._event,
-        )
+        settings: dict[str, Any] = {"budget": budget, "seed": self.protocol.seed, "slots": self.slots}
+        settings |= {"confirm": self.classifier, "on_event": self._event}
+        if whole:
+            return drive_whole(whole[0], self.faster, examples, **settings)
+        return drive(ours, self.faster, examples, **settings)
 
     def _examples(self, shards: Sequence[int]) -> Generator[Example, None, None]:
         """Examples of these shards, read as the driver asks for them."""
@@ -196,6 +196,9 @@ class Execution:
             return
         if kind == "zero gradient":
             self.run.record("caveat", {"segment": self.segment, "text": ZERO_GRADIENT.format(**details)})
+            return
+        if kind == "no start":
+            self.run.record("caveat", {"segment": self.segment, "text": NO_START.format(**details)})
             return
         self.slots = details.get("slots", self.slots)
         self.run.record(kind, {"segment": self.segment, **details})

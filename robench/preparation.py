@@ -15,6 +15,7 @@ from torch import Tensor
 from robench.attacks import REVISION
 from robench.attacks.drive import Stage
 from robench.attacks.reference import check_model, check_reference
+from robench.attacks.whole import AnyStage, WholeStage
 from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
 from robench.averaging import AveragingClassifier, seeded
 from robench.budgets import Budget
@@ -98,7 +99,7 @@ class Prepared:
     """
 
     protocol: Protocol
-    stages: list[Stage]
+    stages: Sequence[AnyStage]
     budget: Budget
     classifier: Classifier
     fast: FastPath
@@ -151,11 +152,13 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         )
         data = _planned_data(protocol, source, request)
         gradients, asked = needs_gradients(stages), protocol.score.asks is not None
-        caveats, batch = look_at_model(classifier, source, gradients=gradients, randomised=asked)
+        caveats, batch = look_at_model(
+            classifier, source, gradients=gradients, single=one_at_a_time(stages), randomised=asked
+        )
         caveats += randomness_caveats(classifier, batch) if asked else []
         if options.engine == "reference":
             classes = classifier.logits(batch[:1].to(classifier.device)).shape[1]
-            check_model([stage.attack for stage in stages], classifier, classes)
+            check_model([stage.attack for stage in stages if isinstance(stage, Stage)], classifier, classes)
         with seeded(protocol.seed, classifier.device) if asked else nullcontext():
             model = model_record(classifier, loaded, batch.shape[2:], fingerprint=UNSEEDED not in caveats)
         fast = quicken(classifier, batch, measures=_measures(options, protocol), gradients=gradients)
@@ -184,9 +187,14 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         yield Prepared(protocol, stages, budget, classifier, fast, source, batch, plan, slots)
 
 
-def needs_gradients(stages: Sequence[Stage]) -> bool:
+def needs_gradients(stages: Sequence[AnyStage]) -> bool:
     """Whether any stage asks for a gradient."""
     return any(stage.attack.gradients for stage in stages)
+
+
+def one_at_a_time(stages: Sequence[AnyStage]) -> bool:
+    """Whether an attack looks at one image at a time."""
+    return any(isinstance(stage, WholeStage) for stage in stages)
 
 
 def _measures(options: Options, protocol: Protocol) -> tuple[str, ...]:

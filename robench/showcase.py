@@ -4,7 +4,7 @@ They are attacked again, with the same seed and through the same driver, because
 Not here: drawing (`figures`), and keeping every adversarial image (`adversarial`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch import Tensor
 
 from robench.attacks.drive import Example, Finished, Stage, drive
 from robench.attacks.interface import Answer, Attack, Examples, Query
+from robench.attacks.whole import AnyStage, WholeStage, drive_whole
 from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source
@@ -62,7 +63,7 @@ class Showcase:
         protocol: Protocol,
         source: Source,
         *,
-        stages: Sequence[Stage],
+        stages: Sequence[AnyStage],
         budget: Budget,
         models: tuple[Classifier, Classifier],
     ) -> None:
@@ -84,19 +85,37 @@ class Showcase:
             for at, image in images
             if not isinstance(image, Unreadable)
         ]
-        last: dict[tuple[int, ...], Tensor] = {}
-        looked = [replace(stage, attack=_LastLook(stage.attack, last)) for stage in stages]
-        faster, own = models
-        slots = max(len(examples), faster.minimum_rows)
-        found = drive(looked, faster, examples, budget=budget, seed=protocol.seed, slots=slots, confirm=own)
         names = CLASS_NAMES if source.name == "mini" else ()
         shown = {}
-        for each in found:
-            image = last.get(_key(Draws.of(protocol.seed, [each.id])))
+        for each, image in _attacked_again(examples, stages, budget=budget, seed=protocol.seed, models=models):
             example = next(example for example in examples if example.index == each.index)
             shown[each.index] = _exhibit(each, example, protocol, names, image)
         exhibits = [shown[at] for at in chosen if at in shown]
         self.exhibits = sorted(exhibits, key=lambda exhibit: not exhibit.broken)
+
+
+def _attacked_again(
+    examples: Sequence[Example],
+    stages: Sequence[AnyStage],
+    *,
+    budget: Budget,
+    seed: int,
+    models: tuple[Classifier, Classifier],
+) -> Iterator[tuple[Finished, Tensor | None]]:
+    """Outcomes of examples, and of survivors the last image that an attack looked at."""
+    faster, own = models
+    settings: dict[str, Any] = {"budget": budget, "seed": seed, "confirm": own}
+    settings["slots"] = max(len(examples), faster.minimum_rows)
+    for stage in stages:
+        if isinstance(stage, WholeStage):
+            held: dict[int, Tensor] = {}
+            for each in drive_whole(stage.attack, faster, examples, on_survivor=held.__setitem__, **settings):
+                yield each, held.get(each.index)
+            return
+    last: dict[tuple[int, ...], Tensor] = {}
+    looked = [replace(stage, attack=_LastLook(stage.attack, last)) for stage in stages if isinstance(stage, Stage)]
+    for each in drive(looked, faster, examples, **settings):
+        yield each, last.get(_key(Draws.of(seed, [each.id])))
 
 
 def _exhibit(

@@ -287,3 +287,128 @@ def test_the_state_digest_knows_the_weights() -> None:
 def test_a_device_other_than_the_models_is_refused() -> None:
     with pytest.raises(ModelError, match="`device` is `meta` while its parameters are on `cpu`; expected the same"):
         Classifier(small_net(), device="meta")
+
+
+# --- foolbox models
+
+
+class Wrong(nn.Module):
+    """A network whose part named `bounds` is no range."""
+
+    def __init__(self, bounds: object) -> None:
+        super().__init__()
+        self.network, self.bounds = small_net(), bounds
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.network(images)
+        return answer
+
+
+def _foolbox_models() -> dict[str, tuple[object, nn.Module]]:
+    """foolbox's models, and a module that should say the same to images in [0, 1]."""
+    net, mean, std = small_net(), [0.4, 0.5, 0.6], [0.2, 0.25, 0.3]
+    normalised = Normalised(net, mean, std).eval()
+    flipped = nn.Sequential(Flip(), net).eval()
+    preprocessing = {"mean": mean, "std": std, "axis": -3}
+    wide = {"mean": [255 * value for value in mean], "std": [255 * value for value in std], "axis": -3}
+    unit = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu", preprocessing=preprocessing)
+    return {
+        "preprocessing": (unit, normalised),
+        "bytes": (foolbox.PyTorchModel(net, bounds=(0, 255), device="cpu", preprocessing=wide), normalised),
+        "flipped": (foolbox.PyTorchModel(net, (0, 1), device="cpu", preprocessing={"flip_axis": -3}), flipped),
+        "transformed": (unit.transform_bounds((-1, 1)), normalised),
+        "wrapped": (unit.transform_bounds((0, 255), wrapper=True), normalised),
+    }
+
+
+class Normalised(nn.Module):
+    """A network behind a mean and a standard deviation."""
+
+    def __init__(self, network: nn.Module, mean: list[float], std: list[float]) -> None:
+        super().__init__()
+        self.network = network
+        self.mean, self.std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+
+    def forward(self, images: Tensor) -> Tensor:
+        answer: Tensor = self.network((images - self.mean) / self.std)
+        return answer
+
+
+class Flip(nn.Module):
+    """RGB to BGR."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.flip(1)
+
+
+@pytest.mark.parametrize("name", sorted(_foolbox_models()))
+def test_a_foolbox_model_gives_the_logits_and_gradients_of_the_module_inside(name: str) -> None:
+    model, module = _foolbox_models()[name]
+    images, classifiers = random_images(20), (Classifier(model), Classifier(module))
+    for each in classifiers:
+        assert each.check(images[:16], classes=4, least=4, gradients=True) == []
+        assert each.check_single(images[:1]) is None  # type: ignore[func-returns-value]  # it raises otherwise
+    logits = [each.logits(images) for each in classifiers]
+    assert torch.allclose(logits[0], logits[1], atol=1e-5)
+    slopes = [each.gradient(images, lambda found: found.logsumexp(dim=1))[2] for each in classifiers]
+    assert float((slopes[0] - slopes[1]).norm()) < 1e-4 * float(slopes[1].norm())
+    assert float(slopes[1].norm()) > 0
+
+
+def test_foolboxs_numpy_model_is_a_model_without_gradients() -> None:
+    weight = np.random.default_rng(0).normal(size=(192, 4)).astype(np.float32)
+
+    def in_numpy(pixels: np.ndarray) -> np.ndarray:
+        assert isinstance(pixels, np.ndarray)
+        return (pixels / 255 - 0.5).reshape(len(pixels), -1) @ weight
+
+    images = random_images(16)
+    classifier = Classifier(foolbox.models.NumPyModel(in_numpy, bounds=(0, 255)))
+    assert classifier.check(images, classes=4, least=4, gradients=False) == []
+    expected = torch.from_numpy((images.numpy() - 0.5).reshape(16, -1) @ weight)
+    assert torch.allclose(classifier.logits(images), expected, atol=1e-4)
+    with pytest.raises(ModelError, match="without gradients"):
+        classifier.check(images, classes=4, least=4, gradients=True)
+
+
+def test_a_foolbox_model_is_asked_where_it_lies() -> None:
+    model = foolbox.PyTorchModel(nn.Linear(1, 1).eval(), bounds=(0, 1), device="meta")
+    assert Classifier(model).device == torch.device("meta")
+    with pytest.raises(
+        ModelError, match=r"^m: `device` is `cpu` while its parameters are on `meta`; expected the same"
+    ):
+        Classifier(model, name="m", device="cpu")
+
+
+@pytest.mark.parametrize("bounds", [(0, 0), (1, 0), (0, float("inf")), "all", 7, (0, 1, 2), ("a", "b")])
+def test_bounds_that_are_no_range_are_refused(bounds: object) -> None:
+    with pytest.raises(ModelError, match=r"^Wrong: `bounds` is .*; expected the lowest and the highest value of an"):
+        Classifier(Wrong(bounds).eval())
+
+
+def test_a_single_image_must_get_the_answer_it_gets_in_a_batch() -> None:
+    net, image = small_net(), random_images(1)
+
+    def squeezed(images: Tensor) -> Tensor:
+        answer: Tensor = net(images)
+        return answer.squeeze()
+
+    def fixed(images: Tensor) -> Tensor:
+        if len(images) < 16:
+            raise RuntimeError("a batch of 16 is expected")
+        answer: Tensor = net(images)
+        return answer
+
+    def moved(images: Tensor) -> Tensor:
+        answer: Tensor = net(images)
+        return answer + (len(images) == 1)
+
+    Classifier(net).check_single(image)
+    found = {
+        squeezed: r"giving logits of shape \(1,\) for a single image; expected the same answer as in a batch, of shape",
+        fixed: r"failing on a single image with RuntimeError: a batch of 16 is expected; expected the same answer",
+        moved: r"giving a single image another answer than in a batch; expected the same answer",
+    }
+    for model, message in found.items():
+        with pytest.raises(ModelError, match=message):
+            Classifier(model).check_single(image)

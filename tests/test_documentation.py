@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import robench
-from robench.attacks import CASCADES, CATALOGUE
+from robench.attacks import CASCADES, CATALOGUE, WHOLE
 from robench.cli import evaluate as evaluate_room
 from robench.errors import ModelError
 from robench.outcome import ASKED, COLUMNS
@@ -138,7 +138,9 @@ def test_every_key_of_a_protocol_is_explained() -> None:
     keys = _keys(Protocol) - {"data", "attack", "budget", "score"}
     for table, record in (("data", DataSpec), ("attack", AttackSpec), ("budget", BudgetSpec), ("score", ScoreSpec)):
         keys |= {f"{table}.{key}" for key in _keys(record)}
-    for attack in (CATALOGUE | CASCADES).values():
+    attacks = [*CATALOGUE.values(), *CASCADES.values(), *(kind for kinds in WHOLE.values() for kind in kinds.values())]
+    keys |= {"attack.attack", *(name for kinds in WHOLE.values() for name in kinds)}
+    for attack in attacks:
         keys |= {f"attack.{field.name}" for field in dataclasses.fields(attack)}
     assert keys - _named("write-a-protocol.md") == set()
 
@@ -159,6 +161,10 @@ class _Net(nn.Module):
 
 def _refuse_size(logits: Tensor, images: Tensor) -> Tensor:
     raise RuntimeError("images of 224 pixels are expected")
+
+
+def _alone(logits: Tensor, images: Tensor) -> Tensor:
+    return logits.squeeze() if len(images) == 1 else logits
 
 
 BREAKERS: dict[str, Callable[[], Any]] = {
@@ -185,10 +191,13 @@ def _messages(workplace: Path) -> Iterator[str]:
     calls: list[tuple[Any, dict[str, Any]]] = [(model, {}) for model in broken]
     calls += [(small_net(classes=10), {"device": "meta"}), ({}, {}), ("mini-resnett", {}), ("my_models:broken", {})]
     calls += [("mini-resnet", {"weights": file}) for file in ("checkpoint.pth", "mine.safetensors")]
+    wrong = small_net(classes=10)
+    wrong.bounds = "all"  # type: ignore[assignment]  # that is the mistake
+    calls += [(wrong, {}), (_Net(_alone).eval(), {"protocol": "mini-hopskipjump-l2"})]
     for model, more in calls:
         options = robench.Options(name="net" if not isinstance(model, str) else None, weights=more.pop("weights", None))
         with pytest.raises(ModelError) as caught:
-            robench.evaluate(model, "mini-pgd-linf", limit=16, options=options, **more)
+            robench.evaluate(model, more.pop("protocol", "mini-pgd-linf"), limit=16, options=options, **more)
         yield str(caught.value)
 
 

@@ -17,6 +17,7 @@ from robench.attacks.fab import FAB
 from robench.attacks.interface import Attack
 from robench.attacks.record import Example, Finished, Record
 from robench.attacks.square import Square
+from robench.attacks.whole import WholeAttack
 from robench.budgets import TOLERANCE, Budget, L2Ball, LinfBall
 from robench.classifier import Classifier
 from robench.errors import BudgetError, ModelError, RunError, complaint
@@ -89,7 +90,7 @@ class Watched(nn.Module):
             self.found.setdefault(nearest, f"the {what} not finite")
 
 
-def check_reference(stages: Sequence[Attack]) -> None:
+def check_reference(stages: Sequence[Attack | WholeAttack]) -> None:
     """Check that the reference has these attacks, before anything runs.
 
     Raises:
@@ -290,7 +291,9 @@ def _right(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
     return right
 
 
-def _peer(stage: Attack, settings: dict[str, Any]) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
+def _peer(
+    stage: Attack | WholeAttack, settings: dict[str, Any]
+) -> Callable[[nn.Module], Callable[[Tensor, Tensor], Tensor]]:
     """The reference's attack for a stage, once the model is known."""
     try:
         from pyautoattack.autopgd_base import APGDAttack, APGDAttack_targeted

@@ -27,6 +27,8 @@ def show_estimates(estimates: list[Estimate], json: bool) -> None:
         rates = [f"{each.label_rate:.0f} images/s"]
         if each.gradient_rate is not None:
             rates.append(f"{each.gradient_rate:.0f} with gradient")
+        if each.single_rate is not None:
+            rates.append(f"{each.single_rate:.0f} one at a time, as this attack looks")
         note = f"{', '.join(rates)}, {each.slots} at a time; clean {100 * each.clean:.0f} % of the first images."
         out.print(f"{note} Images that fall end early, so it mostly takes less.", markup=False)
 
