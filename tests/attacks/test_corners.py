@@ -183,7 +183,7 @@ class Scaled(nn.Module):
 @every_norm
 def test_saturated_logits_blind_the_cross_entropy_alone(norm: str) -> None:
     net = small_net(classes=10, dtype=torch.float64)
-    source = labelled_by(net, random_images(40))
+    source = labelled_by(net, random_images(24))
     epsilon = {"linf": 0.02, "l2": 0.15}[norm]
     fallen: dict[tuple[str, float], set[int]] = {}
     for name in ("apgd-ce", "apgd-t", "fab-t", "square"):
@@ -199,7 +199,7 @@ def test_saturated_logits_blind_the_cross_entropy_alone(norm: str) -> None:
 
 def test_saturated_logits_give_caveats_and_no_better_score(tmp_path: Path) -> None:
     pixels, labels = attack_set()
-    data, protocol = (pixels[:32], labels[:32]), write_protocol(tmp_path)
+    data, protocol = (pixels[:20], labels[:20]), write_protocol(tmp_path)
     network = robench.load_model("mini-resnet-adv")
     plain = robench.evaluate(network, protocol, data=data, run_dir=tmp_path / "plain")
     steep = robench.evaluate(Scaled(network, 1e6).eval(), protocol, data=data, run_dir=tmp_path / "steep")

@@ -43,7 +43,7 @@ def _formula(steps: int, targets: int, queries: int) -> list[tuple[str, float, f
 @pytest.mark.parametrize("norm", sorted(BUDGETS))
 @pytest.mark.parametrize(
     ("count", "steps", "targets", "queries"),
-    [(SLOTS, 5, 9, 50), (3 * SLOTS, 5, 9, 50), (SLOTS, 23, 4, 7), (SLOTS, 1, 1, 1)],
+    [(SLOTS, 5, 9, 50), (3 * SLOTS, 3, 4, 20), (SLOTS, 23, 4, 7), (SLOTS, 1, 1, 1)],
 )
 def test_passes_are_those_of_the_settings(norm: str, count: int, steps: int, targets: int, queries: int) -> None:
     """Exactly, with as many examples as slots; and as many with full slots all the way."""
