@@ -19,7 +19,7 @@ from robench.zoo import load_model
 SLOTS = 64
 """As `robench.evaluate` on a CPU."""
 SIZES = (16, 32, 64, 128)
-"""Batch sizes tried."""
+"""Batch sizes tried, as far as there are images to fill more than half of them."""
 
 
 def scene(settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
@@ -50,7 +50,7 @@ def pace(faster: Classifier, own: Classifier, images: Tensor) -> Pace:
     """How fast bare passes are now; machines drift, so measure before and after what is compared with it."""
 
     def seconds(classifier: Classifier, gradients: bool) -> float:
-        return 1 / max(pass_rate(classifier, repeated(images, size), gradients=gradients) for size in SIZES)
+        return 1 / max(pass_rate(classifier, repeated(images, size), gradients=gradients) for size in _sizes(images))
 
     return Pace(seconds(faster, True), seconds(faster, False), seconds(own, False))
 
@@ -62,4 +62,8 @@ def mean_pace(one: Pace, other: Pace) -> Pace:
 
 def best_size(classifier: Classifier, images: Tensor) -> int:
     """Batch size at which forward and backward passes are fastest."""
-    return max(SIZES, key=lambda size: pass_rate(classifier, repeated(images, size)))
+    return max(_sizes(images), key=lambda size: pass_rate(classifier, repeated(images, size)))
+
+
+def _sizes(images: Tensor) -> list[int]:
+    return [size for size in SIZES if size < 2 * len(images)] or [SIZES[0]]

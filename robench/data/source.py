@@ -118,7 +118,8 @@ def check_image(image: Tensor, example: str) -> None:
     if image.ndim != 3 or image.shape[0] != 3 or str(image.dtype) != "torch.float32":
         found = f"{image.dtype} of shape {tuple(image.shape)}"
         raise DataError(complaint(example, "image", found, "torch.float32 of shape (3, H, W)"))
-    low, high = float(image.min()), float(image.max())
+    values = image.detach().cpu().numpy()  # in one thread, as in `as_image`
+    low, high = float(values.min()), float(values.max())
     if not (low >= 0 and high <= 1):
         advice = "Divide by 255, and leave normalisation to the model."
         raise DataError(complaint(example, "image", f"from {low:.4g} to {high:.4g}", "values in [0, 1]", advice))
