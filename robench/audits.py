@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.budgets import Budget
+from robench.budgets import Ball
 from robench.classifier import Classifier, Looked
 from robench.losses import cross_entropy
 
@@ -75,7 +75,7 @@ def _watched(note: Callable[[], None]) -> Iterator[None]:
         torch.Tensor.backward = tensor_backward  # type: ignore[method-assign]  # as it was
 
 
-def loss_over_radii(classifier: Looked, images: Tensor, labels: Tensor, budgets: Sequence[Budget]) -> list[float]:
+def loss_over_radii(classifier: Looked, images: Tensor, labels: Tensor, budgets: Sequence[Ball]) -> list[float]:
     """Mean cross-entropy after a few gradient steps inside each budget, in nats.
 
     Args:
@@ -92,7 +92,7 @@ def loss_over_radii(classifier: Looked, images: Tensor, labels: Tensor, budgets:
     return losses
 
 
-def _raised(classifier: Looked, clean: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+def _raised(classifier: Looked, clean: Tensor, labels: Tensor, budget: Ball) -> Tensor:
     """The loss of each image after the steps of a sweep."""
     images = clean
     for _ in range(SWEEP_STEPS):
@@ -108,7 +108,7 @@ def rises(losses: Sequence[float]) -> bool:
     return whole > SLACK * max(losses[0], SLACK) and all(later > earlier - SLACK * whole for earlier, later in steps)
 
 
-def radius_sweep(classifier: Looked, images: Tensor, labels: Tensor, budget: Budget) -> list[str]:
+def radius_sweep(classifier: Looked, images: Tensor, labels: Tensor, budget: Ball) -> list[str]:
     """Whether gradient steps reach a higher loss where they may go further, up to this budget."""
     if budget.epsilon == 0:
         return []

@@ -1,9 +1,10 @@
-"""What an attack may change: balls around the clean image, always inside [0, 1].
+"""What an attack may change: a ball around the clean image, or a share of its area; always inside [0, 1].
 
-A budget is a value that is passed in; there is no attack class per norm. The geometry an attack
-needs (a random point, the steepest step, the nearest point, the distance) stands here once.
+A budget is a value that is passed in; there is no attack class per norm. The driver needs one thing of
+every budget: by how much an image breaks it. The geometry that attacks in a ball need (a random point,
+the steepest step, the nearest point, the distance) stands here once.
 
-Not here: radii of protocols (`benchmarks/`), and patches' textures.
+Not here: radii and areas of protocols (`benchmarks/`), what is pasted as a patch (`robench.attacks.patches`).
 """
 
 import math
@@ -22,10 +23,17 @@ TOLERANCE = 1e-6
 
 
 class Budget(Protocol):
-    """A set of allowed images around each clean image.
+    """A set of allowed images around each clean image. Images are float32 in [0, 1], shape (N, 3, H, W)."""
 
-    Images are float32 in [0, 1], shape (N, 3, H, W). Distances and radii are in units of the image
-    (4/255, not 4).
+    def excess(self, images: Tensor, clean: Tensor) -> Tensor:
+        """By how much each image breaks the budget or [0, 1]; zero or less when allowed; shape (N,)."""
+        ...
+
+
+class Ball(Budget, Protocol):
+    """All images up to a distance, for attacks that step and project.
+
+    Distances and radii are in units of the image (4/255, not 4).
     """
 
     @property
@@ -33,7 +41,7 @@ class Budget(Protocol):
         """Radius of the budget, in units of the image."""
         ...
 
-    def scaled(self, factor: float) -> "Budget":
+    def scaled(self, factor: float) -> "Ball":
         """The same ball with another radius."""
         ...
 
@@ -68,10 +76,6 @@ class Budget(Protocol):
 
     def length(self, change: Tensor) -> Tensor:
         """How long each change is, in the units of epsilon, shape (N,)."""
-        ...
-
-    def excess(self, images: Tensor, clean: Tensor) -> Tensor:
-        """By how much each image breaks the budget or [0, 1]; zero or less when allowed; shape (N,)."""
         ...
 
 
@@ -176,5 +180,55 @@ def _length(images: Tensor) -> Tensor:
     return length.clamp(min=1e-12)[:, None, None, None]
 
 
-BUDGETS: dict[str, Callable[[float], Budget]] = {"linf": LinfBall, "l2": L2Ball}
-"""Budget by the name of its norm in a protocol."""
+@dataclass(frozen=True)
+class PatchArea:
+    """A few squares of any content, which together cover at most a share of the image.
+
+    Nobody is trusted to have pasted squares: the changed pixels are counted, and the share alone decides.
+    """
+
+    area: float
+    """Largest share of the image's pixels that may change, from 0 to 1."""
+    patches: int = 1
+    """Into how many equal squares the area is divided."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.area <= 1:
+            raise BudgetError(complaint("PatchArea", "area", self.area, "a share from 0 to 1"))
+        if self.patches < 1:
+            raise BudgetError(complaint("PatchArea", "patches", self.patches, "at least 1"))
+
+    def side(self, height: int, width: int) -> int:
+        """Side of each square in an image of this size, in pixels; 0 only where the area is 0.
+
+        Raises:
+          BudgetError: no square of a whole pixel fits, or one is larger than the image.
+        """
+        side = math.isqrt(self.pixels(height, width) // self.patches)
+        if side > min(height, width) or (side < 1 and self.area > 0):
+            found = f"{self.patches} squares of {side} x {side} pixels in images of {height} x {width}"
+            advice = "Choose another area, or fewer patches."
+            raise BudgetError(complaint("PatchArea", "area", found, "squares that fit", advice))
+        return side
+
+    def pixels(self, height: int, width: int) -> int:
+        """How many pixels of an image of this size may change."""
+        return math.floor(self.area * height * width + 1e-6)  # 1/10 of 10 pixels is one pixel, in floats, too
+
+    def excess(self, images: Tensor, clean: Tensor) -> Tensor:
+        """By how many pixels each image breaks the area, or by how much [0, 1]."""
+        changed = (images != clean).any(dim=1).flatten(1).sum(dim=1)
+        beyond = (changed - self.pixels(images.shape[2], images.shape[3])).to(images.dtype)
+        return beyond.maximum(_outside_box(images))
+
+
+def changed_share(image: Tensor, clean: Tensor) -> float:
+    """Share of the pixels that differ, of images of shape (3, H, W)."""
+    return float((image != clean).any(dim=0).double().mean())
+
+
+BALLS = (LinfBall, L2Ball)
+"""The kinds of budget in which a step and a projection mean something."""
+
+BUDGETS: dict[str, Callable[[float], Ball]] = {"linf": LinfBall, "l2": L2Ball}
+"""Ball by the name of its norm in a protocol."""

@@ -16,7 +16,7 @@ import torch
 from robench.errors import ProtocolError, RunError, complaint
 from robench.evaluation import Options, evaluate
 from robench.outcome import Outcome
-from robench.protocol import FRACTION_FORM, Protocol, fraction, parse_protocol
+from robench.protocol import FRACTION_FORM, PatchSpec, Protocol, fraction, parse_protocol
 from robench.registry import resolve
 from robench.result import Result, holds, wilson
 
@@ -182,6 +182,8 @@ def _norm(protocol: Protocol) -> str:
             "none: what fell at a radius stays fallen, and shares of answers do not fall",
         )
         raise ProtocolError(complaint(where, "score.asks", found, expected, "Choose a protocol without it."))
+    if isinstance(protocol.budget, PatchSpec):
+        raise ProtocolError(complaint(where, "budget.kind", "`patches`", "a norm ball", advice))
     if protocol.budget.norm not in BALLS:
         expected = f"the norm of a ball ({', '.join(BALLS)})"
         raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", expected, advice))

@@ -14,16 +14,17 @@ from torch import Tensor
 from robench.attacks import CASCADES, CATALOGUE, WHOLE
 from robench.attacks.asking import stage_to_the_end
 from robench.attacks.drive import Stage
-from robench.attacks.interface import Attack
+from robench.attacks.interface import Attack, Examples
 from robench.attacks.whole import AnyStage, WholeAttack, WholeStage
 from robench.averaging import randomness_of
-from robench.budgets import BUDGETS, Budget, LinfBall
+from robench.budgets import BUDGETS, Budget, LinfBall, PatchArea
 from robench.classifier import DOOR_ROWS, FIX_THE_DRAWS, Classifier
 from robench.data import Source
 from robench.data.mini import pinned_images
 from robench.data.source import Unreadable, check_image
 from robench.errors import BudgetError, DataError, ProtocolError, RunError, complaint, did_you_mean
-from robench.protocol import FRACTION_FORM, AttackSpec, Protocol, ScoreSpec, fraction
+from robench.protocol import FRACTION_FORM, AttackSpec, BallSpec, PatchSpec, Protocol, ScoreSpec, fraction
+from robench.randomness import Draws
 from robench.result import ModelRecord
 from robench.zoo import Loaded
 
@@ -66,11 +67,12 @@ def build_attack(protocol: Protocol) -> tuple[Sequence[AnyStage], Budget]:
         attack = kind(**settings)
     except ProtocolError as error:
         raise ProtocolError(f"{where}: {error}") from error
-    budget = _budget(where, protocol)
+    budget = _budget(where, protocol.budget)
     if spec.kind in WHOLE:
         return [_whole_stage(where, protocol.score, attack, budget)], budget
     attacks = attack.stages() if spec.kind in CASCADES else (attack,)
     _check_score(where, protocol.score, attacks)
+    _check_budget(where, protocol.score, attacks, budget)
     if protocol.score.asks is not None:
         return [stage_to_the_end(each) for each in attacks], budget
     read_off = frozenset(protocol.score.steps) if protocol.score.scoring == "last iterate" else None
@@ -94,20 +96,13 @@ def _kind(where: str, spec: AttackSpec) -> tuple[type[Any], dict[str, bool | int
     return attacks[name], settings
 
 
-def _budget(where: str, protocol: Protocol) -> Budget:
-    assert protocol.budget is not None, "as was just seen"
-    if protocol.budget.norm not in BUDGETS:
-        advice = did_you_mean(protocol.budget.norm, BUDGETS)
-        raise ProtocolError(complaint(where, "budget.norm", f"`{protocol.budget.norm}`", "a known norm", advice))
-    return BUDGETS[protocol.budget.norm](float(fraction(protocol.budget.epsilon)))
-
-
 def _whole_stage(where: str, score: ScoreSpec, attack: WholeAttack, budget: Budget) -> WholeStage:
     """The stage of an attack that owns its loop: it has one outcome, and no steps or stages to read off."""
     for key, value in (("steps", score.steps or None), ("stages", score.stages), ("asks", score.asks)):
         if value is not None:
             expected = f"none with {attack.name}, which is scored at its end alone"
-            raise ProtocolError(complaint(where, f"score.{key}", value, expected, "Leave the key out."))
+            found = list(value) if isinstance(value, tuple) else value
+            raise ProtocolError(complaint(where, f"score.{key}", found, expected, "Leave the key out."))
     try:
         attack.check(budget)
     except BudgetError as error:
@@ -115,6 +110,45 @@ def _whole_stage(where: str, score: ScoreSpec, attack: WholeAttack, budget: Budg
     except RunError as error:
         raise RunError(f"{where}: {error}") from error
     return WholeStage(attack)
+
+
+def _budget(where: str, spec: BallSpec | PatchSpec) -> Budget:
+    """The budget that a protocol names."""
+    if isinstance(spec, BallSpec):
+        if spec.norm not in BUDGETS:
+            advice = did_you_mean(spec.norm, BUDGETS)
+            raise ProtocolError(complaint(where, "budget.norm", f"`{spec.norm}`", "a known norm", advice))
+        return BUDGETS[spec.norm](float(fraction(spec.epsilon)))
+    try:
+        return PatchArea(float(fraction(spec.area)), spec.patches)
+    except BudgetError as error:
+        raise ProtocolError(f"{where}: {error}") from error
+
+
+def rehearse(stages: Sequence[AnyStage], budget: Budget, *, size: tuple[int, int], classes: int) -> None:
+    """Start every attack once on an empty image of this size, so that what does not fit is found before any work.
+
+    Attacks that own their loop have no start of their own: `build_attack` checks them.
+
+    Raises:
+      BudgetError: the attack does not fit the budget, or its patches not the image.
+      DataError: what the attack needs beside the model is missing, damaged or too small.
+    """
+    blank = Examples(torch.zeros(1, 3, *size), torch.zeros(1, dtype=torch.int64), torch.zeros(1, classes))
+    for stage in stages:
+        if isinstance(stage, Stage):
+            stage.attack.start(blank, budget, Draws.of(0, ["rehearsal"]))
+
+
+def _check_budget(where: str, score: ScoreSpec, attacks: Sequence[Attack], budget: Budget) -> None:
+    """Every attack works in the budget, and images with patches are not asked about many times."""
+    for each in attacks:
+        if not isinstance(budget, each.works_in):
+            expected = " or ".join(one.__name__ for one in each.works_in)
+            raise ProtocolError(complaint(where, "budget", type(budget).__name__, f"{expected} for `{each.name}`"))
+    if score.asks is not None and isinstance(budget, PatchArea):
+        expected = "none with patches, which are counted up to the first image that fools"
+        raise ProtocolError(complaint(where, "score.asks", score.asks, expected, "Leave it and `attack.draws` out."))
 
 
 def _check_score(where: str, score: ScoreSpec, attacks: Sequence[Attack]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from robench.adversarial import AdversarialImages
 from robench.data import check_there
-from robench.door import build_attack
+from robench.door import build_attack, rehearse
 from robench.environment import environment
 from robench.errors import RunError, complaint
 from robench.execution import Execution
@@ -103,7 +103,9 @@ def evaluate(
     names = [protocol] if isinstance(protocol, str | Path | Protocol) else list(protocol)
     registered = [resolve(name) for name in names]
     for entry in registered:  # a mistake in the last protocol must not cost the runs before it
-        build_attack(entry.protocol)
+        stages, budget = build_attack(entry.protocol)
+        side = entry.protocol.data.crop
+        rehearse(stages, budget, size=(side, side), classes=entry.protocol.data.classes)
         if data is None:
             check_there(entry.protocol.data.source)
     chosen = options or Options()

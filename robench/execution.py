@@ -227,6 +227,9 @@ def _outcome(finished: Finished) -> Outcome:
         error=finished.error,
         clean_right=finished.clean_right,
         attacked_right=finished.attacked_right,
+        queries=finished.queries,
+        patches=finished.patches,
+        area=finished.area,
     )
 
 

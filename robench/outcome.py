@@ -12,7 +12,7 @@ import math
 import re
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 from robench.errors import RunError, complaint
@@ -37,6 +37,9 @@ class Outcome:
       clean_right, attacked_right: where a randomised model was asked many times, how many of its answers about
         the clean and about the final attacked image were right; else None. `clean` and `attacked` are then the
         classes most often answered, margins are those of the mean logits, and `stage` is whose image it is.
+      queries: images that attacks with patches showed the model; None where none did.
+      patches, area: how many patches the image that fooled has, and the share of its pixels that differ from the
+        clean image, 3 digits; None where there is no such image.
     """
 
     id: str
@@ -51,6 +54,9 @@ class Outcome:
     error: str = ""
     clean_right: int | None = None
     attacked_right: int | None = None
+    queries: int | None = None
+    patches: int | None = None
+    area: float | None = None
 
     @property
     def has_image(self) -> bool:
@@ -74,51 +80,71 @@ class Outcome:
             return all(fooled > step for fooled in self.fooled_at)
         return step not in self.fooled_at
 
-    def row(self) -> list[str]:
-        """The fields as text, in the order of `COLUMNS`, and of `ASKED` where the model was asked many times."""
-        counts = [str(right) for right in (self.clean_right, self.attacked_right) if right is not None]
-        return [
-            self.id,
-            str(self.label),
-            str(self.clean),
-            str(self.attacked),
-            f"{self.clean_margin:.3g}",
-            f"{self.attacked_margin:.3g}",
-            " ".join(map(str, self.fooled_at)),
-            self.stage,
-            str(self.unconfirmed),
-            self.error,
-            *counts,
-        ]
+    def row(self, columns: Sequence[str]) -> list[str]:
+        """The fields as text, in the order of `columns`; counts of right answers that were not taken are left out."""
+        cells = {
+            "id": self.id,
+            "label": str(self.label),
+            "clean": str(self.clean),
+            "attacked": str(self.attacked),
+            "clean_margin": f"{self.clean_margin:.3g}",
+            "attacked_margin": f"{self.attacked_margin:.3g}",
+            "fooled_at": " ".join(map(str, self.fooled_at)),
+            "stage": self.stage,
+            "unconfirmed": str(self.unconfirmed),
+            "error": self.error,
+            "queries": "" if self.queries is None else str(self.queries),
+            "patches": "" if self.patches is None else str(self.patches),
+            "area": "" if self.area is None else f"{self.area:.3g}",
+        }
+        cells |= {name: str(getattr(self, name)) for name in ASKED if getattr(self, name) is not None}
+        return [cells[name] for name in columns if name in cells]
 
     @classmethod
-    def of_row(cls, row: Sequence[str]) -> "Outcome":
-        """The reverse of `row`; ValueError for anything that `row` does not write."""
-        if len(row) not in (len(COLUMNS), len(COLUMNS) + len(ASKED)):
-            raise ValueError(f"{len(row)} columns instead of {len(COLUMNS)}")
-        margins = float(row[4]), float(row[5])
+    def of_row(cls, row: Sequence[str], *, columns: Sequence[str]) -> "Outcome":
+        """The reverse of `row`; ValueError for anything that `row` does not write in all of these columns."""
+        if len(row) != len(columns):
+            raise ValueError(f"{len(row)} columns instead of {len(columns)}")
+        cells = dict(zip(columns, row, strict=True))
+        margins = float(cells["clean_margin"]), float(cells["attacked_margin"])
         if any(math.isnan(value) for value in margins):
             raise ValueError("a margin that is no number")
-        steps = tuple(int(step) for step in row[6].split())
-        outcome = cls(row[0], int(row[1]), int(row[2]), int(row[3]), *margins, steps, row[7], int(row[8]), row[9])
-        if len(row) > len(COLUMNS):
-            outcome = replace(outcome, clean_right=int(row[-2]), attacked_right=int(row[-1]))
-        if outcome.row() != list(row):  # such as "+1" or a fourth digit: the digest would not see the difference
-            raise ValueError(f"{','.join(row)!r}, which reads as {','.join(outcome.row())!r}")
+        steps = tuple(int(step) for step in cells["fooled_at"].split())
+        outcome = cls(
+            *(cells["id"], int(cells["label"]), int(cells["clean"]), int(cells["attacked"]), *margins, steps),
+            *(cells["stage"], int(cells["unconfirmed"]), cells["error"]),
+            clean_right=int(cells["clean_right"]) if "clean_right" in cells else None,
+            attacked_right=int(cells["attacked_right"]) if "attacked_right" in cells else None,
+            queries=int(cells["queries"]) if cells.get("queries") else None,
+            patches=int(cells["patches"]) if cells.get("patches") else None,
+            area=float(cells["area"]) if cells.get("area") else None,
+        )
+        again = outcome.row(columns)
+        if again != list(row):  # such as "+1" or a fourth digit: the digest would not see the difference
+            raise ValueError(f"{','.join(row)!r}, which reads as {','.join(again)!r}")
         return outcome
 
 
 ASKED = ("clean_right", "attacked_right")
 """Columns that come after the others where a randomised model was asked many times."""
-COLUMNS = tuple(field.name for field in fields(Outcome) if field.name not in ASKED)
-"""The columns of `outcomes.csv.gz`."""
+
+PATCH_COLUMNS = ("queries", "patches", "area")
+"""Columns that come last, and only where an attack with patches says something in them."""
+
+COLUMNS = tuple(field.name for field in fields(Outcome) if field.name not in ASKED + PATCH_COLUMNS)
+"""The columns of every `outcomes.csv.gz`."""
+
+_HEADERS = tuple(COLUMNS + asked + patched for asked in ((), ASKED) for patched in ((), PATCH_COLUMNS))
+"""What the first line of a table may be."""
 
 
 def to_csv(outcomes: Iterable[Outcome]) -> bytes:
     """Outcomes as CSV with a header, the same bytes on every machine."""
-    rows = [outcome.row() for outcome in outcomes]
-    header = [*COLUMNS, *ASKED] if rows and len(rows[0]) > len(COLUMNS) else [*COLUMNS]
-    rows = [header, *rows]
+    table, columns = list(outcomes), COLUMNS
+    for more in (ASKED, PATCH_COLUMNS):
+        if any(getattr(outcome, name) is not None for outcome in table for name in more):
+            columns += more
+    rows = [columns, *(outcome.row(columns) for outcome in table)]
     return "".join(",".join(map(_cell, row)) + "\n" for row in rows).encode()
 
 
@@ -137,14 +163,12 @@ def from_csv(content: bytes, *, where: str) -> list[Outcome]:
         rows = list(csv.reader(io.StringIO(content.decode()), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
         raise RunError(complaint(where, "content", f"no CSV ({error})", "outcomes as robench writes them")) from error
-    if not rows or tuple(rows[0]) not in (COLUMNS, COLUMNS + ASKED):
+    if not rows or tuple(rows[0]) not in _HEADERS:
         raise RunError(complaint(where, "line 1", repr(rows[0] if rows else ""), f"the columns {','.join(COLUMNS)}"))
     outcomes = []
     for number, row in enumerate(rows[1:], start=2):
         try:
-            if len(row) != len(rows[0]):
-                raise ValueError(f"{len(row)} columns instead of {len(rows[0])}")
-            outcomes.append(Outcome.of_row(row))
+            outcomes.append(Outcome.of_row(row, columns=rows[0]))
         except ValueError as error:
             raise RunError(complaint(where, f"line {number}", str(error), "an outcome")) from error
     if to_csv(outcomes) != content:

@@ -18,11 +18,19 @@ from robench.attacks.reference import check_model, check_reference
 from robench.attacks.whole import AnyStage, WholeStage
 from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
 from robench.averaging import AveragingClassifier, seeded
-from robench.budgets import Budget
+from robench.budgets import BALLS, Budget
 from robench.classifier import Classifier
 from robench.data import Source, open_source
 from robench.data.source import ids_digest
-from robench.door import UNSEEDED, build_attack, first_examples, look_at_model, model_record, randomness_caveats
+from robench.door import (
+    UNSEEDED,
+    build_attack,
+    first_examples,
+    look_at_model,
+    model_record,
+    randomness_caveats,
+    rehearse,
+)
 from robench.errors import DataError, RobenchError, RunError, complaint
 from robench.fastpath import COMPILED, MEASURES, FastPath, best_batch_size, pass_rate, quicken, repeated
 from robench.progress import Silent, Watcher
@@ -115,7 +123,7 @@ class Prepared:
 
     def audited(self) -> Plan:
         """The plan with what the audits find; they cost some passes, so they are for runs that begin."""
-        if not needs_gradients(self.stages):
+        if not needs_gradients(self.stages) or not isinstance(self.budget, BALLS):
             return self.plan
         device, draws = self.classifier.device, _draws(self.protocol)
         images, labels = first_examples(self.source, min(SWEEP_EXAMPLES, self.plan.data.count), device)
@@ -156,6 +164,8 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             classifier, source, gradients=gradients, single=one_at_a_time(stages), randomised=asked
         )
         caveats += randomness_caveats(classifier, batch) if asked else []
+        classes = source.classes or max(*source.labels, 1) + 1
+        rehearse(stages, budget, size=(batch.shape[2], batch.shape[3]), classes=classes)
         if options.engine == "reference":
             classes = classifier.logits(batch[:1].to(classifier.device)).shape[1]
             check_model([stage.attack for stage in stages if isinstance(stage, Stage)], classifier, classes)

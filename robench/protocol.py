@@ -12,7 +12,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Discriminator,
+    Field,
+    StringConstraints,
+    Tag,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from robench.errors import ProtocolError, complaint, did_you_mean
@@ -81,13 +91,34 @@ class AttackSpec(BaseModel):
         return dict(self.__pydantic_extra__)
 
 
-class BudgetSpec(_Table):
-    """What the attack may change."""
+class BallSpec(_Table):
+    """What the attack may change: every value a little."""
 
     norm: str
     """Name in `robench.budgets.BUDGETS`."""
     epsilon: FractionText
     """Radius in units of the image, as a fraction."""
+
+
+class PatchSpec(_Table):
+    """What the attack may change: a share of the image, to anything."""
+
+    kind: Literal["patches"]
+    """Tells it from a ball, which names a norm instead."""
+    area: FractionText
+    """Largest share of the image's pixels that may change, as a fraction."""
+    patches: int = Field(gt=0)
+    """Into how many equal squares the area is divided."""
+
+
+def _kind_of_budget(content: Any) -> str:
+    named = "kind" in content if isinstance(content, dict) else isinstance(content, PatchSpec)
+    return "patches" if named else "ball"
+
+
+BudgetSpec = Annotated[
+    Annotated[BallSpec, Tag("ball")] | Annotated[PatchSpec, Tag("patches")], Discriminator(_kind_of_budget)
+]
 
 
 class ScoreSpec(_Table):
@@ -191,7 +222,7 @@ def parse_protocol(content: dict[str, Any], *, where: str) -> Protocol:
 
 _KNOWN_KEYS = {
     key
-    for table in (Protocol, DataSpec, AttackSpec, BudgetSpec, ScoreSpec)
+    for table in (Protocol, DataSpec, AttackSpec, BallSpec, PatchSpec, ScoreSpec)
     for key in (field.alias or name for name, field in table.model_fields.items())
 }
 
@@ -202,12 +233,16 @@ def _explain(detail: ErrorDetails, where: str) -> str:
     setting = path[:1] == ["attack"] and len(path) > 2
     if setting:
         path = path[:2]  # the rest names the branches of a union
+    if path[:1] == ["budget"]:
+        del path[1:2]  # the tag of the union
     key, value = ".".join(path) or "protocol", repr(detail["input"])
     if detail["type"] == "extra_forbidden":
-        return complaint(where, key, "unknown", "a key of the protocol schema", did_you_mean(path[-1], _KNOWN_KEYS))
+        misplaced = "It does not go with the others here." if path[-1] in _KNOWN_KEYS else ""
+        advice = misplaced or did_you_mean(path[-1], _KNOWN_KEYS)
+        return complaint(where, key, "unknown", "a key of the protocol schema", advice)
     if detail["type"] == "missing":
         return complaint(where, key, "missing", "a value", "Add the key.")
-    if isinstance(detail["input"], float) and (path[-1] == "epsilon" or path[0] == "attack"):
+    if isinstance(detail["input"], float) and (path[-1] in ("epsilon", "area") or path[0] == "attack"):
         return complaint(where, key, value, FRACTION_FORM, "Floats would make two protocols differ in the last bit.")
     if len(value) > 80:
         value = "as it stands in the file"

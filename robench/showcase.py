@@ -180,6 +180,10 @@ class _LastLook:
         return self.inner.gradients
 
     @property
+    def works_in(self) -> tuple[type, ...]:
+        return self.inner.works_in
+
+    @property
     def most_passes(self) -> tuple[int, int]:
         return self.inner.most_passes
 

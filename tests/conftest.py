@@ -6,5 +6,6 @@ import pytest
 @pytest.fixture(autouse=True)
 def no_data_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """Tests see neither the user's configuration nor the data it names."""
-    monkeypatch.delenv("ROBENCH_IMAGENET", raising=False)
+    for name in ("ROBENCH_IMAGENET", "ROBENCH_PATCHATTACK_DEMO"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("XDG_CONFIG_HOME", str(Path(tmp_path_factory.getbasetemp()) / "no-configuration"))

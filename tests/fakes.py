@@ -1,11 +1,18 @@
 """Small models and sources that stand in for real ones at the seam."""
 
+import atexit
+import shutil
+import tempfile
 from collections.abc import Iterator, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robench.attacks.drive import Example
+from robench.data.textures import TextureDictionary, write_textures
 
 
 class Linear(nn.Module):
@@ -53,6 +60,22 @@ def labelled_by(model: nn.Module, images: Tensor) -> list[Example]:
         dtype = next(model.parameters()).dtype
         labels: list[int] = model(images.to(dtype)).argmax(dim=1).tolist()
     return examples(images, labels)
+
+
+def noise_textures(classes: int = 4, count: int = 2, size: int = 8) -> TextureDictionary:
+    """Textures whose values are all 0 or 1, so that every corner of the colours occurs in each."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randint(0, 2, (classes, count, 3, size, size), generator=generator).float()
+    return TextureDictionary(tuple(range(classes)), values, "Noise for tests.")
+
+
+@cache
+def noise_folder() -> dict[str, Any]:
+    """Where `noise_textures` lie and what their digest is, as an attack wants it."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    write_textures(noise_textures(), Path(folder))
+    return {"textures": folder, "textures_sha256": noise_textures().sha256}
 
 
 class CountingSource:

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robench.budgets import BUDGETS, TOLERANCE, Budget, L2Ball, LinfBall
+from robench.budgets import BUDGETS, TOLERANCE, Ball, L2Ball, LinfBall, PatchArea, changed_share
 from robench.errors import BudgetError
 from robench.randomness import Draws
 from tests.fakes import random_images
@@ -21,7 +21,7 @@ def _distance(norm: str, change: torch.Tensor) -> torch.Tensor:
 @given(epsilon=st.floats(0, 2), seed=st.integers(0, 1000), reach=st.floats(0.01, 5))
 @settings(max_examples=40, deadline=None)
 def test_random_points_and_projections_are_inside(norm: str, epsilon: float, seed: int, reach: float) -> None:
-    budget: Budget = BUDGETS[norm](epsilon)
+    budget: Ball = BUDGETS[norm](epsilon)
     clean = random_images(4, seed=seed)
     draws = Draws.of(seed, ["a", "b", "c", "d"])
     far = clean + reach * torch.randn(clean.shape, generator=torch.Generator().manual_seed(seed))
@@ -88,3 +88,66 @@ def test_projections_are_inside_at_the_size_of_imagenet_too() -> None:
     far = clean + torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
     for epsilon in (0.5, 3.0):
         assert float(L2Ball(epsilon).excess(L2Ball(epsilon).project(far, clean), clean).max()) <= TOLERANCE
+
+
+# --- patches
+
+
+@pytest.mark.parametrize(
+    ("area", "patches", "height", "width", "side"),
+    [
+        (1 / 10, 4, 224, 224, 35),  # Bai et al.: four squares of 2.5 %
+        (1 / 10, 4, 64, 64, 10),
+        (1 / 10, 1, 10, 10, 3),
+        (0.3, 1, 3, 10, 3),  # 0.3 * 30 is less than 9 in floats
+        (1.0, 1, 8, 8, 8),
+        (0.0, 4, 8, 8, 0),
+    ],
+)
+def test_squares_are_as_large_as_their_share_of_the_area(
+    area: float, patches: int, height: int, width: int, side: int
+) -> None:
+    budget = PatchArea(area, patches)
+    assert budget.side(height, width) == side
+    assert patches * side**2 <= area * height * width + 1e-9
+    assert (side + 1) ** 2 * patches > area * height * width or side == min(height, width)
+
+
+def test_changed_pixels_are_counted_whatever_they_look_like() -> None:
+    clean = random_images(3, 10, low=0.1, high=0.9)
+    budget = PatchArea(0.05, 2)
+    images = clean.clone()
+    images[0, 0, :, 0] += 1e-6  # ten pixels, in one channel, hardly
+    images[1, :, 2:4, 2:4] = 0.0
+    images[1, 1, 9, 9] = 1.0
+    assert budget.excess(images, clean)[:2].tolist() == [5, 0]
+    assert budget.excess(images, clean)[2] < 0
+    assert [changed_share(*pair) for pair in zip(images, clean, strict=True)] == [0.1, 0.05, 0]
+    images[1, 0, 2, 2] = 1.25
+    assert budget.excess(images, clean)[:2].tolist() == [5, 0.25]
+    images[1, 0, 2, 2] = torch.nan
+    assert not bool(budget.excess(images, clean)[1] <= TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    ("area", "patches", "message"),
+    [
+        (-0.1, 1, "PatchArea: `area` is -0.1; expected a share from 0 to 1."),
+        (1.1, 1, "PatchArea: `area` is 1.1; expected a share from 0 to 1."),
+        (float("nan"), 1, "PatchArea: `area` is nan; expected a share from 0 to 1."),
+        (0.1, 0, "PatchArea: `patches` is 0; expected at least 1."),
+    ],
+)
+def test_an_area_must_be_a_share(area: float, patches: int, message: str) -> None:
+    with pytest.raises(BudgetError) as caught:
+        PatchArea(area, patches)
+    assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(("area", "height", "width", "side"), [(0.01, 8, 8, 0), (1.0, 4, 16, 8)])
+def test_squares_that_do_not_fit_are_refused(area: float, height: int, width: int, side: int) -> None:
+    with pytest.raises(BudgetError) as caught:
+        PatchArea(area).side(height, width)
+    found = f"1 squares of {side} x {side} pixels in images of {height} x {width}"
+    advice = "Choose another area, or fewer patches."
+    assert str(caught.value) == f"PatchArea: `area` is {found}; expected squares that fit. {advice}"

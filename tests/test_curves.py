@@ -9,7 +9,7 @@ from robench.curves import RadiusPoint, at_radius, radius_curve
 from robench.data import ArraySource
 from robench.errors import ProtocolError
 from robench.evaluation import Options, evaluate
-from robench.protocol import read_protocol
+from robench.protocol import BallSpec, read_protocol
 from robench.registry import load_protocol
 from robench.zoo import Loaded, resolve
 from tests.fakes import random_images, small_net, two_class_linear
@@ -93,7 +93,7 @@ def test_steps_grow_with_the_radius_and_nothing_else_changes() -> None:
     derived = at_radius(whole, "8/255")
     assert derived.attack is not None
     assert derived.attack.settings == {"step_size": "2/255", "steps": 50}
-    assert derived.budget is not None
+    assert isinstance(derived.budget, BallSpec)
     assert (derived.budget.epsilon, derived.budget.norm) == ("8/255", "linf")
     assert (derived.id, derived.status, derived.ranked) == ("mini-pgd-linf-radius-8-255", "draft", False)
     assert (derived.data, derived.score, derived.seed) == (whole.data, whole.score, whole.seed)
@@ -163,6 +163,13 @@ def test_a_protocol_without_a_radius_is_refused(protocol: Path, old: str, new: s
     with pytest.raises(ProtocolError) as caught:
         radius_curve(small_net(), read_protocol(protocol), ["1/255"])
     assert str(caught.value) == f"{message} Choose a protocol with a radius."
+
+
+def test_a_protocol_of_patches_has_no_radius() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        radius_curve(small_net(), "mini-tpa", ["1/255"])
+    expected = "mini-tpa@1: `budget.kind` is `patches`; expected a norm ball. Choose a protocol with a radius."
+    assert str(caught.value) == expected
 
 
 def test_several_protocols_are_refused() -> None:

@@ -17,8 +17,8 @@ import robench
 from robench.attacks import CASCADES, CATALOGUE, WHOLE
 from robench.cli import evaluate as evaluate_room
 from robench.errors import ModelError
-from robench.outcome import ASKED, COLUMNS
-from robench.protocol import AttackSpec, BudgetSpec, DataSpec, Protocol, ScoreSpec
+from robench.outcome import ASKED, COLUMNS, PATCH_COLUMNS
+from robench.protocol import AttackSpec, BallSpec, DataSpec, PatchSpec, Protocol, ScoreSpec
 from robench.registry import list_protocols
 from robench.result import Counts, DataRecord, Metric, ModelRecord, OutcomesRecord, ProtocolRecord, Result, read_result
 from robench.runs import Plan, PlannedData
@@ -126,7 +126,7 @@ def _keys(*records: type[BaseModel]) -> set[str]:
 
 def test_every_key_of_a_result_is_explained() -> None:
     records = (Result, ProtocolRecord, ModelRecord, DataRecord, Metric, Counts, OutcomesRecord, Plan, PlannedData)
-    assert (_keys(*records) | set(COLUMNS + ASKED)) - _named("read-a-result.md") == set()
+    assert (_keys(*records) | {*COLUMNS, *ASKED, *PATCH_COLUMNS}) - _named("read-a-result.md") == set()
 
 
 def test_every_key_of_the_costs_is_explained(tmp_path: Path) -> None:
@@ -136,7 +136,14 @@ def test_every_key_of_the_costs_is_explained(tmp_path: Path) -> None:
 
 def test_every_key_of_a_protocol_is_explained() -> None:
     keys = _keys(Protocol) - {"data", "attack", "budget", "score"}
-    for table, record in (("data", DataSpec), ("attack", AttackSpec), ("budget", BudgetSpec), ("score", ScoreSpec)):
+    tables: list[tuple[str, type[BaseModel]]] = [
+        ("data", DataSpec),
+        ("attack", AttackSpec),
+        ("budget", BallSpec),
+        ("budget", PatchSpec),
+        ("score", ScoreSpec),
+    ]
+    for table, record in tables:
         keys |= {f"{table}.{key}" for key in _keys(record)}
     attacks = [*CATALOGUE.values(), *CASCADES.values(), *(kind for kinds in WHOLE.values() for kind in kinds.values())]
     keys |= {"attack.attack", *(name for kinds in WHOLE.values() for name in kinds)}

@@ -9,16 +9,17 @@ import torch
 from torch import Tensor, nn
 
 import robench
+from robench.budgets import BALLS, PatchArea
 from robench.data import ArraySource, Source
 from robench.data.source import Unreadable
 from robench.door import build_attack
-from robench.errors import DataError, ModelError, ProtocolError, RobenchError, RunError
+from robench.errors import BudgetError, DataError, ModelError, ProtocolError, RobenchError, RunError
 from robench.evaluation import Options, evaluate, resume
 from robench.progress import Progress, Silent
 from robench.protocol import parse_protocol
 from robench.registry import shipped
 from robench.runs import Run
-from tests.fakes import random_images, small_net
+from tests.fakes import noise_folder, random_images, small_net
 
 COUNT = 150
 PROTOCOL = """
@@ -356,7 +357,7 @@ def test_every_shipped_protocol_builds(name: str) -> None:
     stages, budget = build_attack(shipped()[name])
     if shipped()[name].score.asks is None:
         assert len(stages) == len(shipped()[name].score.stages or ["one"])
-    assert budget.epsilon > 0
+    assert budget.area > 0 if isinstance(budget, PatchArea) else isinstance(budget, BALLS) and budget.epsilon > 0
 
 
 def test_evaluate_is_the_public_one() -> None:
@@ -442,3 +443,160 @@ def test_one_logit_alone_is_refused_even_where_all_labels_are_zero(tmp_path: Pat
     with pytest.raises(ModelError, match=r"`logits` is of shape \(16, 1\); expected shape \(16, at least 2\)\."):
         evaluate(small_net(classes=1), protocol, data=data, run_dir=folder)
     assert not folder.exists()
+
+
+# --- patches
+
+
+PATCH_PROTOCOL = """
+schema = "robench.protocol/1"
+id = "own-patches"
+version = 1
+status = "draft"
+title = "Own"
+summary = "Patches on images of 8 pixels."
+seed = 0
+[data]
+source = "own"
+count = 20
+classes = 4
+ids_sha256 = "{digest}"
+crop = 8
+[attack]
+kind = "tpa-random"
+textures = "{textures}"
+textures_sha256 = "{sha256}"
+rounds = 2
+queries = 10
+patches = 2
+[budget]
+kind = "patches"
+area = "1/4"
+patches = 2
+"""
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> Path:
+    folder = noise_folder()
+    text = PATCH_PROTOCOL.format(digest="0" * 64, textures=folder["textures"], sha256=folder["textures_sha256"])
+    path = tmp_path / "own-patches.toml"
+    path.write_text(text)
+    return path
+
+
+def test_a_run_with_patches_is_resumed_to_the_same_bytes(tmp_path: Path, patches: Path) -> None:
+    net = small_net()
+    images = random_images(40)
+    labels = net(images).argmax(dim=1)
+    labels[:3] = (labels[:3] + 1) % 4  # wrong clean
+    options = Options(shard_size=16)
+    for name in ("whole", "killed"):
+        evaluate(net, patches, data=(images, labels), run_dir=tmp_path / name, options=options)
+    (tmp_path / "killed" / "result.json").unlink()
+    (tmp_path / "killed" / "shards" / "000001.csv").unlink()
+    result = evaluate(net, patches, data=(images, labels), run_dir=tmp_path / "killed", options=options)
+    whole = tmp_path / "whole" / "outcomes.csv.gz"
+    assert whole.read_bytes() == (tmp_path / "killed" / "outcomes.csv.gz").read_bytes()
+    assert result.headline.numerator == sum(
+        each.clean_correct and not each.fooled_at for each in result.read_outcomes()
+    )
+    assert 0 < result.headline.numerator < result.clean.numerator == 37
+    for each in result.read_outcomes():
+        if not each.clean_correct:
+            assert (each.queries, each.patches, each.area) == (None, None, None)
+        elif each.fooled_at:
+            assert each.queries is not None
+            assert each.patches in (1, 2)
+            assert each.area is not None
+            assert 0 < each.area <= 0.25
+            assert each.fooled_at[0] <= each.queries <= 40
+        else:
+            assert (each.queries, each.patches, each.area) == (40, None, None)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error", "message"),
+    [
+        (
+            '"tpa-random"',
+            '"square"',
+            ProtocolError,
+            "own-patches.toml: `attack.textures` is unknown; expected a field.",
+        ),
+        (
+            "patches = 2\n[budget]",
+            "patches = 3\n[budget]",
+            BudgetError,
+            "PatchArea: `patches` is 3; expected at most 2",
+        ),
+        (
+            'area = "1/4"',
+            'area = "1/100"',
+            BudgetError,
+            "PatchArea: `area` is 2 squares of 0 x 0 pixels in images of 8",
+        ),
+        (
+            'area = "1/4"',
+            'area = "5/4"',
+            ProtocolError,
+            "own-patches.toml: PatchArea: `area` is 1.25; expected a share",
+        ),
+        (
+            'kind = "patches"\narea = "1/4"\npatches = 2',
+            'norm = "linf"\nepsilon = "1/4"',
+            ProtocolError,
+            "own-patches.toml: `budget` is LinfBall; expected PatchArea for `tpa-random`.",
+        ),
+        (
+            "rounds = 2",
+            "rounds = 0",
+            ProtocolError,
+            "own-patches.toml: RandomPatches: `rounds` is 0; expected at least 1.",
+        ),
+        (
+            "rounds = 2",
+            "targeted = 1",
+            ProtocolError,
+            "own-patches.toml: `attack.targeted` is 1; expected a value of type bool",
+        ),
+    ],
+)
+def test_patches_that_do_not_fit_are_refused_before_the_model_is_asked(
+    tmp_path: Path, patches: Path, old: str, new: str, error: type[RobenchError], message: str
+) -> None:
+    patches.write_text(patches.read_text().replace(old, new))
+    with pytest.raises(error) as caught:
+        evaluate(_never, patches, data=(random_images(2), [0, 1]), run_dir=tmp_path / "run")
+    assert str(caught.value).startswith(message)
+    assert not (tmp_path / "run").exists()
+
+
+def _never(images: Tensor) -> Tensor:
+    raise AssertionError("the model was asked")
+
+
+def test_a_gradient_attack_takes_no_patches(patches: Path) -> None:
+    text = patches.read_text()
+    begin, end = text.index("[attack]"), text.index("[budget]")
+    patches.write_text(f'{text[:begin]}[attack]\nkind = "apgd"\n{text[end:]}')
+    with pytest.raises(ProtocolError) as caught:
+        evaluate(_never, patches, data=(random_images(2), [0, 1]))
+    assert str(caught.value) == "own-patches.toml: `budget` is PatchArea; expected LinfBall or L2Ball for `apgd-ce`."
+
+
+def test_textures_that_are_not_there_are_missed_before_any_other_protocol_runs(tmp_path: Path, patches: Path) -> None:
+    broken = tmp_path / "broken.toml"
+    broken.write_text(patches.read_text().replace(noise_folder()["textures"], str(tmp_path / "nowhere")))
+    with pytest.raises(DataError, match=r"nowhere/manifest\.json: `file` is unreadable"):
+        evaluate(_never, [patches, broken], data=(random_images(2), [0, 1]), run_dir=tmp_path / "run")
+    with pytest.raises(
+        DataError, match=r"^robench: `textures` is nowhere; expected the textures of `patchattack-demo`\."
+    ):
+        evaluate(_never, "tpa", data=(random_images(2, 224), [0, 1]), run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_images_of_another_size_are_measured_anew(tmp_path: Path, patches: Path) -> None:
+    with pytest.raises(DataError, match=r"^textures: `size` is 8; expected at least 11, the side of a patch\.$"):
+        evaluate(small_net(), patches, data=(random_images(2, 32), [0, 1]), run_dir=tmp_path / "run")

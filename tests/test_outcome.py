@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.errors import RunError
-from robench.outcome import ASKED, COLUMNS, Outcome, compress, digest, from_csv, read_outcomes, to_csv
+from robench.outcome import ASKED, COLUMNS, PATCH_COLUMNS, Outcome, compress, digest, from_csv, read_outcomes, to_csv
 
 HEADER = "id,label,clean,attacked,clean_margin,attacked_margin,fooled_at,stage,unconfirmed,error"
 PLAIN = Outcome("a", 1, 1, 2, 0.5, -0.25, (5,), "pgd", 1)
@@ -33,27 +33,40 @@ OUTCOMES = st.builds(
     stage=TEXT,
     unconfirmed=st.integers(0, 9),
     error=TEXT,
+    queries=st.none() | st.integers(0, 100_000),
+    patches=st.none() | st.integers(0, 9),
+    area=st.none() | st.integers(0, 999).map(lambda thousandths: thousandths / 1000),
 )
 
+ASKED_OUTCOMES = st.builds(
+    lambda outcome, before, after: replace(outcome, clean_right=before, attacked_right=after),
+    OUTCOMES,
+    st.integers(0, 20),
+    st.integers(0, 20),
+)
+TABLES = st.lists(OUTCOMES, max_size=5) | st.lists(ASKED_OUTCOMES, max_size=5)
 
-@given(st.lists(OUTCOMES, max_size=5))
-@settings(max_examples=150, deadline=None, derandomize=True)
+
+@given(TABLES)
+@settings(max_examples=200, deadline=None, derandomize=True)
 def test_what_is_written_is_read_back(outcomes: list[Outcome]) -> None:
     assert from_csv(to_csv(outcomes), where="x") == outcomes
 
 
-@given(st.lists(OUTCOMES, max_size=3), st.floats(allow_nan=False))
+@given(TABLES, st.floats(allow_nan=False))
 @settings(max_examples=100, deadline=None, derandomize=True)
 def test_rounding_a_margin_twice_changes_nothing(outcomes: list[Outcome], value: float) -> None:
     written = to_csv([replace(outcome, clean_margin=value, attacked_margin=-value) for outcome in outcomes])
     assert to_csv(from_csv(written, where="x")) == written
 
 
-@given(st.lists(OUTCOMES, max_size=5))
-@settings(max_examples=50, deadline=None, derandomize=True)
+@given(TABLES)
+@settings(max_examples=100, deadline=None, derandomize=True)
 def test_any_reader_of_csv_finds_the_fields(outcomes: list[Outcome]) -> None:
     rows = list(csv.reader(io.StringIO(to_csv(outcomes).decode(), newline=""), strict=True))
-    assert rows[0] == list(COLUMNS)
+    patched = any((each.queries, each.patches, each.area) != (None, None, None) for each in outcomes)
+    asked = any(each.clean_right is not None for each in outcomes)
+    assert rows[0] == [*COLUMNS, *(ASKED if asked else ()), *(PATCH_COLUMNS if patched else ())]
     assert [(row[0], row[7], row[9]) for row in rows[1:]] == [(each.id, each.stage, each.error) for each in outcomes]
 
 
@@ -93,6 +106,44 @@ def test_an_example_has_an_image_if_it_was_fooled_or_asked_about() -> None:
         True,
         False,
     ]
+
+
+def test_columns_of_patches_are_there_only_where_something_stands_in_them() -> None:
+    patched = replace(PLAIN, fooled_at=(812,), stage="tpa", queries=1000, patches=1, area=0.0244141)
+    text = f"{HEADER},queries,patches,area\na,1,1,2,0.5,-0.25,5,pgd,1,,,,\na,1,1,2,0.5,-0.25,812,tpa,1,,1000,1,0.0244\n"
+    assert to_csv([PLAIN, patched]).decode() == text
+    assert from_csv(text.encode(), where="x") == [PLAIN, replace(patched, area=0.0244)]
+    empty = f"{HEADER},queries,patches,area\na,1,1,2,0.5,-0.25,5,pgd,1,,,,\n"
+    for wrong in (empty, text.replace("0.0244", "0.02440"), text.replace(",1000,", ",1e3,")):
+        with pytest.raises(RunError, match=r"as robench writes them|expected an outcome"):
+            from_csv(wrong.encode(), where="x")
+    with pytest.raises(RunError, match="`line 2` is 10 columns instead of 13; expected an outcome"):
+        from_csv(f"{HEADER},queries,patches,area\na,1,1,2,0.5,-0.25,5,pgd,1,\n".encode(), where="x")
+
+
+def test_the_header_says_which_columns_a_table_has() -> None:
+    """Counts come before patches; a table whose header is another's, or in another order, is refused."""
+    patched = replace(PLAIN, fooled_at=(812,), stage="tpa", queries=1000, patches=1, area=0.0244)
+    asked = replace(PLAIN, fooled_at=(), clean_right=20, attacked_right=7)
+    both = replace(patched, clean_right=20, attacked_right=7)
+    text = (
+        f"{HEADER},clean_right,attacked_right,queries,patches,area\na,1,1,2,0.5,-0.25,812,tpa,1,,20,7,1000,1,0.0244\n"
+    )
+    assert to_csv([both]).decode() == text
+    assert from_csv(text.encode(), where="x") == [both]
+    assert from_csv(to_csv([both, asked]), where="x") == [both, asked]
+    refused = {
+        text.replace(
+            "clean_right,attacked_right,queries,patches,area", "queries,patches,area,clean_right,attacked_right"
+        ): 1,
+        text.replace(",clean_right,attacked_right", ""): 2,
+        text.replace(",queries,patches,area", ""): 2,
+        text.replace(",20,7,", ",20,,"): 2,
+        text.replace(",area", ""): 1,
+    }
+    for wrong, line in refused.items():
+        with pytest.raises(RunError, match=rf"^o\.csv: `line {line}` is "):
+            from_csv(wrong.encode(), where="o.csv")
 
 
 # --- what an outcome says

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from robench.errors import ProtocolError
-from robench.protocol import Protocol, fraction, parse_protocol, read_protocol
+from robench.protocol import PatchSpec, Protocol, fraction, parse_protocol, read_protocol
 
 CONTENT: dict[str, Any] = {
     "schema": "robench.protocol/1",
@@ -279,6 +279,44 @@ def test_a_wrong_key_is_named_once(changes: dict[str, Any], expected: str) -> No
     assert message.startswith("toy-pgd.toml: `")
     assert message.endswith(expected)
     assert "\n" not in message
+
+
+PATCHES = {"kind": "patches", "area": "1/10", "patches": 4}
+
+
+def test_a_budget_of_patches_is_read_dumped_and_digested() -> None:
+    read = protocol(budget=PATCHES)
+    assert read.budget == PatchSpec(kind="patches", area="1/10", patches=4)
+    dumped = read.model_dump(mode="json", by_alias=True, exclude_none=True)
+    assert dumped["budget"] == PATCHES
+    assert parse_protocol(dumped, where="x") == read
+    others = [protocol(), protocol(budget={**PATCHES, "area": "1/5"}), protocol(budget={**PATCHES, "patches": 2})]
+    assert len({read.digest, *(other.digest for other in others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("budget", "expected"),
+    [
+        ({**PATCHES, "kind": "patch"}, "`budget.kind` is 'patch'; expected 'patches'."),
+        ({**PATCHES, "area": 0.1}, f"`budget.area` is 0.1; expected {FLOATS}"),
+        ({**PATCHES, "area": "10 %"}, f"`budget.area` is '10 %'; expected {FRACTION}."),
+        ({**PATCHES, "patches": 0}, "`budget.patches` is 0; expected greater than 0."),
+        ({"kind": "patches", "area": "1/10"}, "`budget.patches` is missing; expected a value. Add the key."),
+        (
+            {**PATCHES, "norm": "linf"},
+            "`budget.norm` is unknown; expected a key of the protocol schema. It does not go with the others here.",
+        ),
+        (
+            {"norm": "linf", "epsilon": "1/10", "aera": "1/10"},
+            "`budget.aera` is unknown; expected a key of the protocol schema. Did you mean `area`?",
+        ),
+        ("linf", "`budget` is 'linf'; expected "),
+    ],
+)
+def test_a_wrong_budget_is_named(budget: object, expected: str) -> None:
+    with pytest.raises(ProtocolError) as caught:
+        protocol(budget=budget)
+    assert str(caught.value).startswith(f"toy-pgd.toml: {expected}")
 
 
 @pytest.mark.parametrize("steps", [[10, 5], [5, 5]])

@@ -16,7 +16,7 @@ from robench.cli.main import app
 from robench.comparison import compare
 from robench.curves import radius_curve
 from robench.data import ArraySource
-from robench.door import FOR_RANDOMISED, NOT_RANDOMISED, UNSEEDED
+from robench.door import FOR_RANDOMISED, NOT_RANDOMISED, UNSEEDED, build_attack
 from robench.errors import FigureError, ModelError, ProtocolError, RobenchError, RunError
 from robench.estimate import estimate
 from robench.evaluation import Options, evaluate
@@ -136,6 +136,38 @@ def test_other_protocols_refuse_a_randomised_model_and_name_its_own(tmp_path: Pa
         "The standard protocols would flatter or slander it: fix its random draws, or use a protocol for such models: "
         "`autoattack-linf-rand`, or on the mini suite `mini-autoattack-linf-rand`."
     )
+
+
+PATCHES = '[budget]\nkind = "patches"\narea = "1/4"\npatches = 2\n'
+
+
+@pytest.mark.parametrize(
+    ("attack", "message"),
+    [
+        (
+            'kind = "tpa-gray"\nrounds = 2\nqueries = 10\npatches = 2',
+            "own.toml: `score.asks` is 20; expected none with patches, which are counted up to the first image that "
+            "fools. Leave it and `attack.draws` out.",
+        ),
+        (
+            'kind = "autoattack"\nversion = "rand"\nsteps = 3',
+            "own.toml: `budget` is PatchArea; expected LinfBall or L2Ball for `apgd-ce`.",
+        ),
+    ],
+    ids=["patches", "apgd"],
+)
+def test_many_asks_and_patches_do_not_go_together(tmp_path: Path, protocol: Path, attack: str, message: str) -> None:
+    text = protocol.read_text()
+    start, end = text.index("[attack]"), text.index("[score]")
+    protocol.write_text(f"{text[:start]}[attack]\n{attack}\ndraws = 4\n{PATCHES}{text[end:]}")
+    with pytest.raises(ProtocolError) as caught:
+        evaluate(_noisy(), protocol, data=_data(), run_dir=tmp_path / "run")
+    assert str(caught.value) == message
+    assert not (tmp_path / "run").exists()
+    protocol.write_text(protocol.read_text().replace("draws = 4\n", "").replace("asks = 20\n", ""))
+    if "tpa-gray" in attack:  # nothing else was wrong with it
+        stages, _ = build_attack(load_protocol(protocol))
+        assert [stage.attack.name for stage in stages] == ["tpa-gray"]
 
 
 def test_a_model_that_is_not_randomised_gets_a_caveat(tmp_path: Path, protocol: Path) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,9 @@ import pytest
 
 import robench
 from robench import registry
+from robench.budgets import BALLS, PatchArea
 from robench.door import build_attack
-from robench.protocol import read_protocol
+from robench.protocol import PatchSpec, read_protocol
 
 ROOT = Path(__file__).parent.parent
 PROTOCOLS = sorted((ROOT / "benchmarks").glob("*.toml"))
@@ -105,7 +107,10 @@ def test_a_protocol_loads_and_its_attack_builds(path: Path) -> None:
     assert robench.load_protocol(protocol.exact_name) == protocol
     stages, budget = build_attack(protocol)
     assert bool(stages) == (protocol.attack is not None)
-    if protocol.budget is not None:
+    if isinstance(protocol.budget, PatchSpec):
+        assert budget == PatchArea(float(Fraction(protocol.budget.area)), protocol.budget.patches)
+    elif protocol.budget is not None:
+        assert isinstance(budget, BALLS)
         numerator, _, denominator = protocol.budget.epsilon.partition("/")
         assert budget.epsilon == int(numerator) / int(denominator or 1)
 

@@ -6,10 +6,20 @@ from robench.attacks.apgd import APGD
 from robench.attacks.autoattack import AutoAttack
 from robench.attacks.fab import FAB
 from robench.attacks.foolbox_attacks import Boundary, HopSkipJump
+from robench.attacks.patch_search import GreyPatches, RandomPatches
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
+from robench.attacks.tpa import TPA
 
-CATALOGUE: dict[str, type[Any]] = {"apgd": APGD, "fab": FAB, "pgd": PGD, "square": Square}
+CATALOGUE: dict[str, type[Any]] = {
+    "apgd": APGD,
+    "fab": FAB,
+    "pgd": PGD,
+    "square": Square,
+    "tpa": TPA,
+    "tpa-gray": GreyPatches,
+    "tpa-random": RandomPatches,
+}
 """Attack class by `kind` in a protocol; its fields are the protocol's keys."""
 
 CASCADES: dict[str, type[Any]] = {"autoattack": AutoAttack}

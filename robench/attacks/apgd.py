@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robench.arrays import choose, put, take
 from robench.attacks.interface import Answer, Examples, Query
-from robench.budgets import Budget
+from robench.budgets import BALLS, Ball
 from robench.errors import ProtocolError, complaint
 from robench.losses import cross_entropy, dlr, targeted_dlr, targets_of
 from robench.randomness import RandomSource
@@ -28,7 +28,7 @@ class APGDState:
     """What APGD remembers of each slot; tensors of images are float32, shape (N, 3, H, W)."""
 
     examples: Examples
-    budget: Budget
+    budget: Ball
     draws: RandomSource
     targets: Tensor
     """Classes to be reached in turn, int64, shape (N, T); of no meaning without targets."""
@@ -84,6 +84,7 @@ class APGD:
     """Share of a window in which the loss must rise."""
 
     gradients = True
+    works_in = BALLS
 
     def __post_init__(self) -> None:
         if self.steps < 1:
@@ -117,13 +118,13 @@ class APGD:
         """Passes with and without gradient of an example that survives."""
         return max(self.targets, 1) * (self.steps + 1), 0
 
-    def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> APGDState:
+    def start(self, examples: Examples, budget: Ball, draws: RandomSource) -> APGDState:
         targets = targets_of(examples.logits, examples.labels, self.targets)
         turn = torch.zeros_like(examples.labels)
         state = self._run(examples, budget, draws, targets, turn)
         return replace(state, done=torch.full_like(state.done, bool(self.targets) and targets.shape[1] == 0))
 
-    def _run(self, examples: Examples, budget: Budget, draws: RandomSource, targets: Tensor, turn: Tensor) -> APGDState:
+    def _run(self, examples: Examples, budget: Ball, draws: RandomSource, targets: Tensor, turn: Tensor) -> APGDState:
         """Slots at the start of a run, towards the target whose turn it is."""
         begin = budget.random_edge_point(examples.images, draws, f"{self.name}/0", step=turn)
         zeros, nothing = torch.zeros_like(turn), torch.zeros(len(turn), device=turn.device)

@@ -229,10 +229,14 @@ class ToTheEnd:
         return self.inner.gradients
 
     @property
+    def works_in(self) -> tuple[type, ...]:
+        return self.inner.works_in
+
+    @property
     def most_passes(self) -> tuple[int, int]:
         return self.inner.most_passes
 
-    def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> _Seen:
+    def start(self, examples: Examples, budget: Any, draws: RandomSource) -> _Seen:
         lowest = torch.full((len(examples.labels),), torch.inf, device=examples.labels.device)
         return _Seen(self.inner.start(examples, budget, draws), lowest, examples.images)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from robench.attacks.interface import Answer, EndingAttack, Query
 from robench.attacks.pool import Pool, Slots, Stage
 from robench.attacks.record import Example, Finished, Record
-from robench.budgets import TOLERANCE, Budget
+from robench.budgets import TOLERANCE, Budget, changed_share
 from robench.classifier import Looked
 from robench.errors import BudgetError, ModelError, complaint
 from robench.losses import margin
@@ -37,6 +37,9 @@ class _Claim:
     step: int
     depth: int
     parked: Slots | None
+    target: int | None = None
+    """Class it must be taken for; None: any but the label."""
+    patches: int | None = None
 
 
 def drive(
@@ -157,8 +160,11 @@ class _Driver:
     def _advance(self, depth: int) -> None:
         """One ask and tell of one pool."""
         pool = self.pools[depth]
-        pool.fill(self.slots, self.classifier.minimum_rows)
+        # Slots that no example needs only fill small batches up: where each asks for many images, none are kept.
+        fewest = self.classifier.minimum_rows
+        pool.fill(self.slots, fewest if pool.rows_a_slot < fewest else 1)
         query = pool.stage.attack.ask(pool.slots.state)
+        pool.rows_a_slot = max(len(query.rows) // len(pool.records), 1)
         try:
             answer, adversarial = self._look(pool, query)
             state = pool.stage.attack.tell(pool.slots.state, answer)
@@ -170,6 +176,8 @@ class _Driver:
         self._look_for_silence(pool, query, steepest)
         fooled = self._judge(pool, query, answer.logits, steepest, set(adversarial))
         pool.slots = Slots(state, margins)
+        if query.patches is not None:
+            _count_queries(pool, query)
         self._collect(depth, fooled, adversarial, query)
         if len(self.claims) >= self.confirm.minimum_rows:
             self._settle()
@@ -192,11 +200,15 @@ class _Driver:
             counted = query.counts[rows] & busy[slots]
             origins = clean[rows] if in_order else clean.index_select(0, slots)
             self._measure(images, origins, counted, pool.stage.attack.name)
-            fooled = counted & logits.isfinite().all(dim=1) & (logits.argmax(dim=1) != labels[slots])
+            predictions = logits.argmax(dim=1)
+            wrong = predictions != labels[slots] if query.targets is None else predictions == query.targets[rows]
+            fooled = counted & logits.isfinite().all(dim=1) & wrong
             if pool.stage.read_off is not None:
                 fooled &= torch.isin(query.step[rows], torch.tensor(sorted(pool.stage.read_off), device=labels.device))
-            for row in fooled.nonzero()[:, 0].tolist():
-                adversarial.setdefault(int(slots[row]), (begin + row, images[row]))
+            chosen = fooled.nonzero()[:, 0]
+            for row, slot in zip(chosen.tolist(), slots[chosen].tolist(), strict=True):
+                if slot not in adversarial:  # a copy: a view would keep the whole chunk alive
+                    adversarial[slot] = begin + row, images[row].clone()
         return _joined(parts), adversarial
 
     def _ask_model(self, query: Query, slots: Tensor, images: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -268,7 +280,7 @@ class _Driver:
                 ends = pool.stage.read_off is None
                 parked = pool.parked(slot) if ends else None
                 record.open_claims += 1
-                self.claims.append(_Claim(record, image.clone(), int(query.step[row]), depth, parked))
+                self.claims.append(_claim(record, query, row, image, depth=depth, parked=parked))
                 if ends:
                     pool.records[slot] = None
                     continue
@@ -290,10 +302,16 @@ class _Driver:
         for row, claim in enumerate(claims):
             record, pool = claim.record, self.pools[claim.depth]
             record.open_claims -= 1
-            if finite[row] and predictions[row] != record.example.label:
+            wrong = (
+                predictions[row] != record.example.label if claim.target is None else predictions[row] == claim.target
+            )
+            if finite[row] and wrong:
                 record.fooled_at.append(claim.step)
                 record.stage = pool.stage.attack.name
                 record.adversarial = claim.image
+                if claim.patches is not None:
+                    record.patches = claim.patches
+                    record.area = changed_share(claim.image, record.example.image.to(claim.image.device))
                 if claim.parked is not None or claim.step == max(pool.stage.read_off or {claim.step}):
                     record.attacked_prediction, record.attacked_margin = predictions[row], margins[row]
                 record.done |= claim.parked is not None
@@ -363,6 +381,20 @@ def _joined(parts: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> Answer:
     if values[0] is None:
         return Answer(torch.cat(logits), None, None)  # type: ignore[arg-type]  # logits are never None
     return Answer(torch.cat(logits), torch.cat(values), torch.cat(gradients))  # type: ignore[arg-type]  # nor these here
+
+
+def _claim(record: Record, query: Query, row: int, image: Tensor, *, depth: int, parked: Slots | None) -> _Claim:
+    """What a row of a query claims about its image."""
+    target, patches = (int(each[row]) if each is not None else None for each in (query.targets, query.patches))
+    return _Claim(record, image, int(query.step[row]), depth, parked, target, patches)
+
+
+def _count_queries(pool: Pool, query: Query) -> None:
+    """Add the images of a query to what each example was shown."""
+    asked = query.rows.bincount(minlength=len(pool.records)).tolist()
+    for record, count in zip(pool.records, asked, strict=True):
+        if record is not None:
+            record.queries = (record.queries or 0) + count
 
 
 def steepest_of(gradient: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robench.arrays import choose, rows_of, with_rows
 from robench.attacks.interface import Answer, Examples, Query
-from robench.budgets import Budget
+from robench.budgets import BALLS, Ball
 from robench.errors import ProtocolError, complaint
 from robench.losses import targets_of
 from robench.randomness import RandomSource
@@ -24,7 +24,7 @@ class FABState:
     """What FAB remembers of each slot."""
 
     examples: Examples
-    budget: Budget
+    budget: Ball
     targets: Tensor
     """Classes to be reached in turn, int64, shape (N, T)."""
     turn: Tensor
@@ -66,6 +66,7 @@ class FAB:
 
     name = "fab-t"
     gradients = True
+    works_in = BALLS
 
     def __post_init__(self) -> None:
         for key in ("steps", "targets"):
@@ -80,7 +81,7 @@ class FAB:
         """Passes with and without gradient of an example that survives."""
         return self.targets * self.steps, self.targets * self.steps
 
-    def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> FABState:
+    def start(self, examples: Examples, budget: Ball, draws: RandomSource) -> FABState:
         zeros = torch.zeros_like(examples.labels)
         return FABState(
             examples=examples,
@@ -175,7 +176,7 @@ def _at(logits: Tensor, classes: Tensor) -> Tensor:
     return logits.gather(1, classes[:, None])[:, 0]
 
 
-def to_hyperplane(points: Tensor, normals: Tensor, levels: Tensor, budget: Budget) -> Tensor:
+def to_hyperplane(points: Tensor, normals: Tensor, levels: Tensor, budget: Ball) -> Tensor:
     """The shortest change, in the budget's norm and inside [0, 1], that takes points onto hyperplanes.
 
     Value i moves by min(m u_i, r_i) towards the plane, where u is the steepest direction of the norm, r_i the

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.whole import GaveUp, Look
-from robench.budgets import Budget, L2Ball, LinfBall
+from robench.budgets import Ball, Budget, L2Ball, LinfBall, PatchArea
 from robench.errors import BudgetError, ProtocolError, RunError, complaint
 from robench.randomness import RandomSource
 
@@ -67,7 +67,7 @@ class Boundary:
         _check_budget(self.name, budget, {L2Ball: "l2"})
         _foolbox()
 
-    def run(self, look: Look, image: Tensor, label: int, *, budget: Budget, draws: RandomSource) -> None:
+    def run(self, look: Look, image: Tensor, label: int, *, budget: Ball, draws: RandomSource) -> None:
         attack = _foolbox().attacks.BoundaryAttack(
             steps=self.steps,
             spherical_step=self.spherical_step,
@@ -124,7 +124,7 @@ class HopSkipJump:
         _check_budget(self.name, budget, {L2Ball: "l2", LinfBall: "linf"})
         _foolbox()
 
-    def run(self, look: Look, image: Tensor, label: int, *, budget: Budget, draws: RandomSource) -> None:
+    def run(self, look: Look, image: Tensor, label: int, *, budget: Ball, draws: RandomSource) -> None:
         attack = _foolbox().attacks.HopSkipJumpAttack(
             steps=self.steps,
             initial_gradient_eval_steps=self.initial_gradient_eval_steps,
@@ -211,8 +211,11 @@ def _foolbox() -> Any:
 
 
 def _check_budget(name: str, budget: Budget, norms: dict[type, str]) -> None:
+    expected = " or ".join(f"`{norm}`" for norm in norms.values())
+    if isinstance(budget, PatchArea):
+        advice = "Give a `norm` and an `epsilon` instead."
+        raise BudgetError(complaint(name, "budget.kind", "`patches`", f"a ball of norm {expected}", advice))
     if type(budget) not in norms:
-        expected = " or ".join(f"`{norm}`" for norm in norms.values())
         raise BudgetError(complaint(name, "budget.norm", type(budget).__name__, expected))
 
 

@@ -14,7 +14,6 @@ from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
-from robench.budgets import Budget
 from robench.randomness import RandomSource
 
 Objective = Callable[[Tensor, Tensor], Tensor]
@@ -47,6 +46,9 @@ class Query:
       objective: whose gradient is wanted; None for answers without gradient.
       counts: which images may count as adversarial, bool, shape (Q,). They must lie in the budget.
       step: number of the step or query in each slot, int64, shape (Q,), as outcomes report it.
+      targets: class that each image must be taken for, int64, shape (Q,); None: any but its label.
+      patches: how many patches lie on each image, int64, shape (Q,), as outcomes report it; None: the
+        attack pastes none.
     """
 
     rows: Tensor
@@ -54,6 +56,8 @@ class Query:
     objective: Objective | None
     counts: Tensor
     step: Tensor
+    targets: Tensor | None = None
+    patches: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +102,17 @@ class Attack(Protocol):
         ...
 
     @property
+    def works_in(self) -> tuple[type, ...]:
+        """Kinds of budget that it can work in."""
+        ...
+
+    @property
     def most_passes(self) -> tuple[int, int]:
         """Passes with and without gradient of an example that survives."""
         ...
 
-    def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> Any:
-        """State of fresh slots that hold these examples."""
+    def start(self, examples: Examples, budget: Any, draws: RandomSource) -> Any:
+        """State of fresh slots that hold these examples; the budget is of a kind in `works_in`."""
         ...
 
     def ask(self, state: Any) -> Query:

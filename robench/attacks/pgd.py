@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.interface import Answer, Examples, Query
-from robench.budgets import Budget
+from robench.budgets import BALLS, Ball
 from robench.errors import ProtocolError, complaint
 from robench.losses import cross_entropy
 from robench.randomness import RandomSource
@@ -20,7 +20,7 @@ class PGDState:
     """What PGD remembers of each slot."""
 
     examples: Examples
-    budget: Budget
+    budget: Ball
     iterate: Tensor
     """Images to look at next, float32, shape (N, 3, H, W)."""
     step: Tensor
@@ -49,6 +49,7 @@ class PGD:
 
     name = "pgd"
     gradients = True
+    works_in = BALLS
 
     def __post_init__(self) -> None:
         if not self.step_size > 0:
@@ -63,7 +64,7 @@ class PGD:
         """Passes with and without gradient of an example that survives."""
         return self.steps + 1, 0
 
-    def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> PGDState:
+    def start(self, examples: Examples, budget: Ball, draws: RandomSource) -> PGDState:
         clean = examples.images
         noisy = budget.project(budget.random_point(clean, draws, "pgd/0"), clean)
         coin = draws.uniform("pgd/0/coin", (1, 1, 1)) < self.start_probability

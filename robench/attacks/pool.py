@@ -59,6 +59,8 @@ class Pool:
         self.stage = stage
         self.records: list[Record | None] = []
         self.waiting: deque[tuple[Record, Slots | None]] = deque()
+        self.rows_a_slot = 1
+        """Images that each slot asked for last."""
         self._slots: Slots | None = None
         self._budget, self._seed, self._device = budget, seed, device
 
@@ -78,7 +80,7 @@ class Pool:
         return sum(record is not None for record in self.records) + len(self.waiting)
 
     def fill(self, capacity: int, least: int) -> None:
-        """Put waiting records into free slots; drop half of the slots when they cannot be filled.
+        """Put waiting records into free slots; drop half of the slots, or with `least` 1 all, that stay empty.
 
         Args:
           capacity: slots there may be.
@@ -93,7 +95,7 @@ class Pool:
             incoming = [parked for _, parked in back] + ([self._fresh(fresh)] if fresh else [])
             self._seat(free[: len(newcomers)], [record for record, _ in back] + fresh, join(incoming))
         busy = [slot for slot, record in enumerate(self.records) if record is not None]
-        half = max(len(self.records) // 2, least)
+        half = max(len(self.records) // 2, least) if least > 1 else len(busy)
         if len(busy) <= half < len(self.records):
             idle = [slot for slot, record in enumerate(self.records) if record is None]
             self._keep(busy + idle[: half - len(busy)])

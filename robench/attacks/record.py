@@ -34,6 +34,9 @@ class Finished:
       stage: name of the attack that fooled it, else "".
       unconfirmed: claims that the user's own model denied.
       error: why the example has no outcome, else "".
+      queries: images that the model was shown by attacks with patches; None under any other attack.
+      patches, area: how many patches the confirmed adversarial image of such an attack has, and the share of
+        its pixels that differ from the clean image; None where there is no such image.
       image: the last confirmed adversarial image, float32, shape (3, H, W); None where nothing fooled. Where
         the model was asked many times: its final image.
       finals: by attack, the final image of each that was run to its end.
@@ -52,6 +55,9 @@ class Finished:
     stage: str = ""
     unconfirmed: int = 0
     error: str = ""
+    queries: int | None = None
+    patches: int | None = None
+    area: float | None = None
     image: Tensor | None = field(default=None, repr=False, compare=False)
     finals: Mapping[str, Tensor] = field(default_factory=dict, repr=False, compare=False)
     clean_right: int | None = None
@@ -74,6 +80,9 @@ class Record:
     open_claims: int = 0
     done: bool = False
     error: str = ""
+    queries: int | None = None
+    patches: int | None = None
+    area: float | None = None
     adversarial: Tensor | None = None
     finals: dict[str, Tensor] = field(default_factory=dict)
 
@@ -91,6 +100,9 @@ class Record:
             stage=self.stage,
             unconfirmed=self.unconfirmed,
             error=self.error,
+            queries=self.queries,
+            patches=self.patches,
+            area=rounded(self.area) if self.area is not None else None,
             image=self.adversarial,
             finals=self.finals,
         )

@@ -254,7 +254,7 @@ def attack_by_reference(
       RunError: pyautoattack is not installed, or has no such attack.
       BudgetError: it has no such budget.
     """
-    if type(budget) not in NORMS:
+    if not isinstance(budget, LinfBall | L2Ball) or type(budget) not in NORMS:
         expected = " or ".join(kind.__name__ for kind in NORMS)
         raise BudgetError(complaint("reference", "budget", type(budget).__name__, expected))
     robust = torch.zeros_like(labels, dtype=torch.bool)

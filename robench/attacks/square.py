@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.interface import Answer, Examples, Query
-from robench.budgets import Budget, L2Ball, LinfBall
+from robench.budgets import Ball, L2Ball, LinfBall
 from robench.errors import BudgetError, ProtocolError, complaint
 from robench.losses import margin
 from robench.randomness import RandomSource
@@ -30,7 +30,7 @@ class SquareState:
     """What Square remembers of each slot."""
 
     examples: Examples
-    budget: Budget
+    budget: Ball
     draws: RandomSource
     query: Tensor
     """Queries made, int64, shape (N,)."""
@@ -69,6 +69,7 @@ class Square:
 
     name = "square"
     gradients = False
+    works_in = (LinfBall, L2Ball)
 
     def __post_init__(self) -> None:
         if self.queries < 1:
@@ -86,7 +87,7 @@ class Square:
         """Passes with and without gradient of an example that survives."""
         return 0, self.queries + 1
 
-    def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> SquareState:
+    def start(self, examples: Examples, budget: Ball, draws: RandomSource) -> SquareState:
         if type(budget) not in _BEGIN:
             expected = " or ".join(kind.__name__ for kind in _BEGIN)
             raise BudgetError(complaint("Square", "budget", type(budget).__name__, expected))
@@ -194,7 +195,7 @@ def _places(slots: Tensor, numbers: Tensor, side: int, images: Tensor) -> Tensor
     return (corner[:, :, None, None] + span[:, None] * width + span).flatten()
 
 
-def _stripes(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
+def _stripes(clean: Tensor, budget: Ball, draws: RandomSource) -> Tensor:
     """L-inf start: every column of every channel at plus or minus the radius."""
     signs = _signs(draws.uniform("square/0/start", (clean.shape[1], 1, clean.shape[3])))
     return (clean + budget.epsilon * signs).clamp(0, 1)
@@ -209,7 +210,7 @@ def _linf_change(images: Tensor, which: Tensor, state: SquareState, side: int, n
     images.view(-1).index_copy_(0, places, pushed.clamp_(clean - epsilon, clean + epsilon).clamp_(0, 1))
 
 
-def _bumps(clean: Tensor, budget: Budget, draws: RandomSource) -> Tensor:
+def _bumps(clean: Tensor, budget: Ball, draws: RandomSource) -> Tensor:
     """L2 start: a five by five grid of bumps, at full length together."""
     _, channels, height, width = clean.shape
     side = height // 5
@@ -270,7 +271,7 @@ def _peak(height: int, width: int) -> Tensor:
     return peak / (peak**2).sum().sqrt() if height else peak
 
 
-_BEGIN: dict[type, Callable[[Tensor, Budget, RandomSource], Tensor]] = {LinfBall: _stripes, L2Ball: _bumps}
+_BEGIN: dict[type, Callable[[Tensor, Ball, RandomSource], Tensor]] = {LinfBall: _stripes, L2Ball: _bumps}
 _CHANGE: dict[type, Callable[[Tensor, Tensor, SquareState, int, Tensor], None]] = {
     LinfBall: _linf_change,
     L2Ball: _l2_change,

@@ -17,7 +17,7 @@ from torch import Tensor
 from robench.attacks.drive import drive
 from robench.attacks.pool import Stage
 from robench.attacks.record import Example, Finished
-from robench.budgets import TOLERANCE, Budget
+from robench.budgets import TOLERANCE, Ball, Budget
 from robench.classifier import Classifier, rounded
 from robench.losses import margin
 from robench.randomness import Draws, RandomSource
@@ -57,7 +57,7 @@ class WholeAttack(Protocol):
         """
         ...
 
-    def run(self, look: Look, image: Tensor, label: int, *, budget: Budget, draws: RandomSource) -> None:
+    def run(self, look: Look, image: Tensor, label: int, *, budget: Ball, draws: RandomSource) -> None:
         """Look for the nearest image that fools, as far as `look` allows.
 
         It has no result: what counts is what the driver saw. torch's and NumPy's global random numbers on the CPU
@@ -91,7 +91,7 @@ def drive_whole(
     classifier: Classifier,
     source: Iterable[Example],
     *,
-    budget: Budget,
+    budget: Ball,
     seed: int = 0,
     slots: int = 32,
     confirm: Classifier | None = None,
@@ -148,7 +148,7 @@ class _Watch:
     """One example under attack: counts, measures and confirms what the model is shown."""
 
     def __init__(
-        self, attack: WholeAttack, classifier: Classifier, confirm: Classifier, example: Example, budget: Budget
+        self, attack: WholeAttack, classifier: Classifier, confirm: Classifier, example: Example, budget: Ball
     ) -> None:
         self._attack, self._classifier, self._confirm = attack, classifier, confirm
         self._example, self._budget = example, budget

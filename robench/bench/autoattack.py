@@ -16,7 +16,7 @@ from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings, Stopwatch
 from robench.bench.scene import SLOTS, best_size, mean_pace, pace, scene
-from robench.budgets import Budget, LinfBall
+from robench.budgets import Ball, LinfBall
 from robench.classifier import Classifier, Passes
 from robench.fastpath import quicken
 from robench.protocol import fraction
@@ -91,7 +91,7 @@ def _ours(
     faster: Classifier,
     images: Tensor,
     labels: Tensor,
-    budget: Budget,
+    budget: Ball,
     seed: int,
 ) -> list[_StageRun]:
     robust = torch.ones(len(images), dtype=torch.bool)
@@ -118,7 +118,7 @@ def _theirs(
     model: nn.Module,
     images: Tensor,
     labels: Tensor,
-    budget: Budget,
+    budget: Ball,
     seed: int,
     size: int,
 ) -> list[tuple[str, Tensor, float]]:

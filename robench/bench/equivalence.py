@@ -23,7 +23,7 @@ from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings
 from robench.bench.scene import SLOTS, best_size, scene
-from robench.budgets import Budget, LinfBall
+from robench.budgets import Ball, LinfBall
 from robench.classifier import Classifier
 from robench.errors import DataError, complaint
 from robench.fastpath import quicken
@@ -118,7 +118,7 @@ def _pairs(one: Tensor, other: Tensor) -> list[list[int]]:
 
 
 def _ours(
-    stages: Sequence[Attack], model: nn.Module, images: Tensor, labels: Tensor, budget: Budget, seed: int
+    stages: Sequence[Attack], model: nn.Module, images: Tensor, labels: Tensor, budget: Ball, seed: int
 ) -> Tensor:
     own = Classifier(model)
     faster = quicken(own, images[:SLOTS]).classifier
@@ -133,7 +133,7 @@ def _ours(
 
 
 def _theirs(
-    stages: Sequence[Attack], model: nn.Module, images: Tensor, labels: Tensor, budget: Budget, seed: int, size: int
+    stages: Sequence[Attack], model: nn.Module, images: Tensor, labels: Tensor, budget: Ball, seed: int, size: int
 ) -> Tensor:
     *_, last = attack_by_reference(stages, model, images, labels, budget=budget, seed=seed, batch_size=size)
     model.zero_grad()  # FAB's reference leaves gradients in the parameters

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from robench.arrays import take
 from robench.attacks.apgd import APGD
 from robench.attacks.interface import Answer, Examples
-from robench.budgets import Budget
+from robench.budgets import Ball
 from robench.losses import margin
 
 
@@ -45,7 +45,7 @@ class Replayed:
     lowest: Tensor
 
 
-def replay(attack: APGD, model: nn.Module, images: Tensor, labels: Tensor, budget: Budget, seed: int) -> Replayed:
+def replay(attack: APGD, model: nn.Module, images: Tensor, labels: Tensor, budget: Ball, seed: int) -> Replayed:
     """Run APGD on the noise that the reference draws under this seed.
 
     Args:

@@ -19,6 +19,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     import torch
 
     from robench.data import CATALOGUE, READERS
+    from robench.data.textures import PUBLISHED
 
     report: dict[str, str] = dict(environment())
     broken = False
@@ -31,11 +32,12 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
             report[f"data {name}"] = f"bundled, {len(opener().ids)} examples, digest as pinned"
         except (RobenchError, OSError) as error:
             report[f"data {name}"], broken = f"BROKEN: {error}", True
-    for name in READERS:
+    elsewhere = [("data", name, _located) for name in READERS] + [("textures", name, _textures) for name in PUBLISHED]
+    for what, name, look in elsewhere:
         try:
-            report[f"data {name}"] = _located(name)
+            report[f"{what} {name}"] = look(name)
         except (RobenchError, OSError) as error:
-            report[f"data {name}"], broken = f"BROKEN: {error}", True
+            report[f"{what} {name}"], broken = f"BROKEN: {error}", True
     token = os.environ.get("HF_TOKEN") or (Path.home() / ".cache/huggingface/token").exists()
     report["Hugging Face token"] = "present" if token else "none (bundled models need none)"
     free = shutil.disk_usage(Path.cwd()).free / 2**30
@@ -66,3 +68,16 @@ def _located(name: str) -> str:
         return f"{found}: {len(source.ids)} images, none of the list"
     there = len({*source.ids} - {example.id for example in source.missing})
     return f"{found}: {there:,} of the list's {there + len(source.missing):,} images"
+
+
+def _textures(name: str) -> str:
+    """Where a dictionary of textures lies that is not shipped, who says so, and what is in it."""
+    from robench.data import location_of
+    from robench.data.locations import way_to_name
+    from robench.data.textures import PUBLISHED
+
+    location = location_of(name)
+    if location is None:
+        return f"not named: {way_to_name(name)}"
+    classes, textures = PUBLISHED[name](location.path).textures.shape[:2]
+    return f"{location.path}, named by {location.origin}: {classes} classes of {textures} textures"

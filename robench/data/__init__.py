@@ -12,6 +12,7 @@ from robench.data.imagenet import open_imagenet
 from robench.data.locations import Location, locate, way_to_name
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
 from robench.data.source import Source, Unreadable, check_source
+from robench.data.textures import PUBLISHED, TextureDictionary, open_textures
 from robench.errors import DataError, complaint
 
 __all__ = [
@@ -20,10 +21,12 @@ __all__ = [
     "ArraySource",
     "FileSource",
     "Source",
+    "TextureDictionary",
     "Unreadable",
     "check_there",
     "location_of",
     "open_source",
+    "textures_of",
 ]
 
 
@@ -47,12 +50,17 @@ READERS: dict[str, Reader] = {"imagenet": open_imagenet}
 
 
 def location_of(name: str) -> Location | None:
-    """Where a data set that is not shipped lies, as the environment or the configuration says; else None.
+    """Where a data set or texture dictionary that is not shipped lies, as environment or configuration say; else None.
 
     Raises:
       DataError: the configuration is malformed.
     """
-    return locate(name, known=READERS)
+    return locate(name, known=[*READERS, *PUBLISHED])
+
+
+def textures_of(name: str, sha256: str) -> TextureDictionary:
+    """The texture dictionary of a protocol; see `robench.data.textures.open_textures`."""
+    return open_textures(name, sha256, location_of(name) if name in PUBLISHED else None)
 
 
 def check_there(name: str) -> Location | None:

@@ -213,6 +213,7 @@ class Shift:
     by: float
     gradients = False
     most_passes = (0, 1)
+    works_in = (LinfBall,)
 
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> ShiftState:
         return ShiftState(examples, torch.zeros_like(examples.labels).bool())
@@ -271,6 +272,7 @@ def test_any_attack_keeps_the_counted_image_with_the_lowest_margin(attack: Any) 
         inner: Any
         name: str = attack.name
         gradients: bool = attack.gradients
+        works_in: tuple[type, ...] = attack.works_in
         most_passes: tuple[int, int] = attack.most_passes
 
         def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> Any:

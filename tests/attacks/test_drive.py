@@ -35,6 +35,7 @@ class Walk:
     name: str = "walk"
     gradients = False
     most_passes = (0, 1)
+    works_in = (LinfBall,)
 
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> WalkState:
         zeros = torch.zeros_like(examples.labels)

@@ -18,7 +18,7 @@ from robench.attacks import WHOLE
 from robench.attacks.foolbox_attacks import Boundary, HopSkipJump, start_of
 from robench.attacks.record import Example, Finished
 from robench.attacks.whole import Look, WholeAttack, drive_whole
-from robench.budgets import BUDGETS, TOLERANCE, Budget, L2Ball, LinfBall
+from robench.budgets import BUDGETS, TOLERANCE, Ball, Budget, L2Ball, LinfBall
 from robench.classifier import Classifier
 from robench.door import build_attack
 from robench.errors import BudgetError, ProtocolError, RunError
@@ -254,7 +254,7 @@ def test_verdicts_are_those_of_foolbox_under_the_same_seed(name: str, norm: str)
         seen = _by_foolbox(net, example, peer, start[None], seed, order)
         last = float(torch.linalg.vector_norm((seen.found - example.image).flatten(), ord=order))
         for radius in (0.99 * last, 1.01 * last, 0.99 * seen.nearest):
-            budget: Budget = BUDGETS[norm](radius)
+            budget: Ball = BUDGETS[norm](radius)
             (outcome,) = drive_whole(attack, classifier, [example], budget=budget)
             clipped = peer.distance.clip_perturbation(example.image[None], seen.found[None], radius)
             by_foolbox = bool((net(clipped).argmax(dim=1) != example.label).item()) and last <= radius
@@ -348,7 +348,7 @@ def test_an_attack_may_give_up() -> None:
         def check(self, budget: Budget) -> None:
             return
 
-        def run(self, look: Look, image: Tensor, label: int, *, budget: Budget, draws: RandomSource) -> None:
+        def run(self, look: Look, image: Tensor, label: int, *, budget: Ball, draws: RandomSource) -> None:
             from robench.attacks.whole import GaveUp
 
             look(image[None])
@@ -372,7 +372,7 @@ def test_several_images_may_be_looked_at_together_and_a_callables_memory_is_left
         def check(self, budget: Budget) -> None:
             return
 
-        def run(self, look: Look, image: Tensor, label: int, *, budget: Budget, draws: RandomSource) -> None:
+        def run(self, look: Look, image: Tensor, label: int, *, budget: Ball, draws: RandomSource) -> None:
             seen.append(look(torch.stack([image, 1 - image])))
 
     def model(images: Tensor) -> Tensor:
@@ -460,6 +460,19 @@ def test_what_makes_no_sense_is_refused_at_the_door(changes: dict[str, Any], mes
         build_attack(parse_protocol(_content(**changes), where="own.toml"))
     assert message in str(caught.value)
     assert str(caught.value).startswith("own.toml: ")
+
+
+@pytest.mark.parametrize(
+    ("attack", "norms"), [({"attack": "boundary", "initial_gradient_eval_steps": None}, "`l2`"), ({}, "`l2` or `linf`")]
+)
+def test_patches_are_no_budget_for_it(attack: dict[str, Any], norms: str) -> None:
+    content = _content(**attack) | {"budget": {"kind": "patches", "area": "1/10", "patches": 4}}
+    with pytest.raises(ProtocolError) as caught:
+        build_attack(parse_protocol(content, where="own.toml"))
+    assert str(caught.value) == (
+        f"own.toml: {content['attack']['attack']}: `budget.kind` is `patches`; expected a ball of norm {norms}. "
+        "Give a `norm` and an `epsilon` instead."
+    )
 
 
 def test_without_foolbox_the_door_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

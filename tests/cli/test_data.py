@@ -3,6 +3,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from robench.cli.main import app
@@ -103,9 +104,9 @@ def test_no_data_is_an_error() -> None:
         _check("pgd-linf")
 
 
-def _doctor() -> tuple[int, str]:
+def _doctor(what: str = "data imagenet") -> tuple[int, str]:
     result = CliRunner().invoke(app, ["doctor", "--json"])
-    return result.exit_code, json.loads(result.stdout)["data imagenet"]
+    return result.exit_code, json.loads(result.stdout)[what]
 
 
 def test_doctor_says_where_imagenet_is_and_who_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,3 +126,20 @@ def test_doctor_says_where_imagenet_is_and_who_says_so(tmp_path: Path, monkeypat
     code, found = _doctor()
     assert code == 1
     assert found.startswith("BROKEN: /nowhere: `data` is missing; expected a folder of ImageNet's validation images.")
+
+
+def test_doctor_says_where_textures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    what = "textures patchattack-demo"
+    code, found = _doctor(what)
+    assert code == 0
+    assert found.startswith("not named: set ROBENCH_PATCHATTACK_DEMO, or write `patchattack-demo` under `[data]` into ")
+    monkeypatch.setenv("ROBENCH_PATCHATTACK_DEMO", str(tmp_path))
+    code, found = _doctor(what)
+    assert code == 1
+    assert found.startswith(f"BROKEN: {tmp_path}: `textures` is none; expected")
+    for label in (3, 7):
+        path = tmp_path / f"attention-style_t-label_{label}" / "a" / "b" / "cluster_0" / "iter_9.pt"
+        path.parent.mkdir(parents=True)
+        torch.save(torch.zeros(3, 4, 4), path)
+    expected = f"{tmp_path}, named by ROBENCH_PATCHATTACK_DEMO: 2 classes of 1 textures"
+    assert _doctor(what) == (0, expected)
