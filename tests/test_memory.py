@@ -41,6 +41,18 @@ def test_peak_memory_does_not_grow_with_the_number_of_images(tmp_path: Path) -> 
     assert many - few < 200 * 2**20
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere the system says no more than a peak with its history")
+def test_the_peak_is_of_the_process_itself_and_not_of_the_one_that_began_it(tmp_path: Path) -> None:
+    script = "import torch; from robench.execution import _peak_memory; print(_peak_memory(torch.device('cpu')))"
+    parent = "import subprocess, sys; large = bytearray(2 * 2**30); large[::4096] = b'1' * len(large[::4096]); "
+    parent += (
+        "print(subprocess.run([sys.executable, '-c', sys.argv[1]], capture_output=True, check=True).stdout.decode())"
+    )
+    command = [sys.executable, "-c", parent, script]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    assert 100 * 2**20 < int(done.stdout) < 1.5 * 2**30
+
+
 CASCADE = """
 import json, resource, sys
 from pathlib import Path
