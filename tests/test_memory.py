@@ -54,13 +54,14 @@ def test_the_peak_is_of_the_process_itself_and_not_of_the_one_that_began_it(tmp_
 
 
 CASCADE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 import timm, torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from robench.evaluation import Options, evaluate
+from robench.execution import _peak_memory
 from robench.progress import Silent
 from tests.fakes import random_images
 torch.set_num_threads(1)
@@ -113,13 +114,13 @@ model = Inside().eval()
 images = random_images(4, 224)
 with torch.no_grad():
     labels = model(images).argmax(dim=1)
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = _peak_memory(torch.device("cpu"))
 with Recording():
     result = evaluate(model, folder / "mine.toml", data=(images, labels), run_dir=folder / norm, batch_size=4,
                       options=Options(watcher=Watching()))
 stages = {metric.name: metric.numerator for metric in result.metrics}
-after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-print(json.dumps({"largest": largest, "before": before * 1024, "peak": after * 1024, "stages": stages}))
+after = _peak_memory(torch.device("cpu"))
+print(json.dumps({"largest": largest, "before": before, "peak": after, "stages": stages}))
 """
 
 

@@ -11,18 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from robench.attacks.autoattack import AutoAttack
-from robench.attacks.drive import Example, Stage, drive
+from robench.attacks.drive import Stage, drive
 from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import SLOTS, best_size, mean_pace, pace, scene
+from robench.bench.scene import RADIUS, SLOTS, best_size, examples_of, mean_pace, pace, scene
 from robench.budgets import Ball, LinfBall
 from robench.classifier import Classifier, Passes
 from robench.fastpath import quicken
 from robench.protocol import fraction
-
-RADIUS = "4/255"
-"""The radius of `mini-autoattack-linf`, under which most survive."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +93,11 @@ def _ours(
 ) -> list[_StageRun]:
     robust = torch.ones(len(images), dtype=torch.bool)
     runs = []
-    own = Classifier(model)
+    everything, own = examples_of(images, labels), Classifier(model)
     now = pace(faster, own, images)
     for stage in stages:
         own.passes, faster.passes = Passes(), Passes()
-        source = [Example(row, f"{row}", int(labels[row]), images[row]) for row in robust.nonzero()[:, 0].tolist()]
+        source = [example for example in everything if robust[example.index]]
         began = time.perf_counter()
         for finished in drive([Stage(stage)], faster, source, budget=budget, seed=seed, slots=SLOTS, confirm=own):
             robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at

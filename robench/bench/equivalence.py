@@ -16,21 +16,20 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from robench.arrays import state_digest
 from robench.attacks import REVISION
 from robench.attacks.autoattack import AutoAttack
-from robench.attacks.drive import Example, Stage, drive
+from robench.attacks.drive import Stage, drive
 from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings
-from robench.bench.scene import SLOTS, best_size, scene
+from robench.bench.scene import RADIUS, SLOTS, examples_of, scene
 from robench.budgets import Ball, LinfBall
 from robench.classifier import Classifier
 from robench.errors import DataError, complaint
 from robench.fastpath import quicken
 from robench.protocol import fraction
 
-RADIUS = "4/255"
-"""The radius of `mini-autoattack-linf`."""
 MARGIN = 0.01
 """Share of the examples by which ours may differ from the reference more often than the reference from itself."""
 RESAMPLES = 10_000
@@ -48,12 +47,12 @@ def measure_equivalence(settings: Settings) -> Measurement:
     model, images, labels = scene(settings)
     epsilon = settings.epsilon or RADIUS
     budget, stages = LinfBall(float(fraction(epsilon))), AutoAttack().stages()
-    size = best_size(Classifier(model), images)
     sides: dict[str, Callable[[int], Tensor]] = {
         "ours": lambda seed: _ours(stages, model, images, labels, budget, seed),
-        "reference": lambda seed: _theirs(stages, model, images, labels, budget, seed, size),
+        "reference": lambda seed: _theirs(stages, model, images, labels, budget, seed),
     }
-    about = f"{settings.model}|{len(images)}|{epsilon}|{stages!r}|{REVISION}"
+    # The reference's verdicts depend on its batch: one size for all runs, whatever is fastest today.
+    about = f"{settings.model}|{state_digest(model.state_dict())}|{SLOTS}|{len(images)}|{epsilon}|{stages!r}|{REVISION}"
     runs: dict[str, list[Run]] = {side: [] for side in sides}
     for seed, (side, verdicts) in itertools.product(range(settings.repeats), sides.items()):
         runs[side].append(_kept(settings.folder, f"{about}|{side}|{seed}", partial(verdicts, seed)))
@@ -122,9 +121,7 @@ def _ours(
 ) -> Tensor:
     own = Classifier(model)
     faster = quicken(own, images[:SLOTS]).classifier
-    source = [
-        Example(row, f"{row}", int(label), image) for row, (label, image) in enumerate(zip(labels, images, strict=True))
-    ]
+    source = examples_of(images, labels)
     robust = torch.zeros(len(images), dtype=torch.bool)
     cascade = [Stage(stage) for stage in stages]
     for finished in drive(cascade, faster, source, budget=budget, seed=seed, slots=SLOTS, confirm=own):
@@ -133,9 +130,9 @@ def _ours(
 
 
 def _theirs(
-    stages: Sequence[Attack], model: nn.Module, images: Tensor, labels: Tensor, budget: Ball, seed: int, size: int
+    stages: Sequence[Attack], model: nn.Module, images: Tensor, labels: Tensor, budget: Ball, seed: int
 ) -> Tensor:
-    *_, last = attack_by_reference(stages, model, images, labels, budget=budget, seed=seed, batch_size=size)
+    *_, last = attack_by_reference(stages, model, images, labels, budget=budget, seed=seed, batch_size=SLOTS)
     model.zero_grad()  # FAB's reference leaves gradients in the parameters
     return last.robust
 

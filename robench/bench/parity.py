@@ -13,13 +13,11 @@ from robench.attacks.apgd import APGD
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings
 from robench.bench.replay import replay
-from robench.bench.scene import scene
+from robench.bench.scene import RADIUS, scene
 from robench.budgets import LinfBall
 from robench.losses import margin
 from robench.protocol import fraction
 
-RADIUS = "4/255"
-"""The middle radius; the others are half and twice as large."""
 CLOSE = 1e-5
 """Margins below this, in logits, are decided by rounding: verdicts that differ there are counted apart."""
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robench.attacks.drive import Example, Stage, drive
+from robench.attacks.drive import Stage, drive
 from robench.attacks.pgd import PGD
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import SLOTS, best_size, mean_pace, pace, scene
+from robench.bench.scene import SLOTS, best_size, examples_of, mean_pace, pace, scene
 from robench.budgets import LinfBall
 from robench.classifier import Classifier, Passes
 from robench.errors import DataError, complaint
@@ -115,9 +115,7 @@ class _Ours:
 
 
 def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, seed: int) -> _Ours:
-    source = [
-        Example(row, f"{row}", int(label), image) for row, (label, image) in enumerate(zip(labels, images, strict=True))
-    ]
+    source = examples_of(images, labels)
     robust = torch.zeros(len(images), dtype=torch.bool)
     began = time.perf_counter()
     own = Classifier(model)

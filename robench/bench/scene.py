@@ -9,6 +9,7 @@ from dataclasses import astuple, dataclass
 import torch
 from torch import Tensor, nn
 
+from robench.attacks.drive import Example
 from robench.bench.measurement import Settings
 from robench.bench.photographs import fitted, photographs
 from robench.classifier import Classifier
@@ -16,6 +17,8 @@ from robench.data.mini import attack_set
 from robench.fastpath import pass_rate, repeated
 from robench.zoo import load_model
 
+RADIUS = "4/255"
+"""The radius of `mini-autoattack-linf`, under which most survive."""
 SLOTS = 64
 """As `robench.evaluate` on a CPU."""
 SIZES = (16, 32, 64, 128)
@@ -31,6 +34,12 @@ def scene(settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
     pixels, classes = attack_set()
     images, labels = torch.from_numpy(pixels).float() / 255, torch.from_numpy(classes)
     return load_model(settings.model).eval(), images[: settings.images], labels[: settings.images]
+
+
+def examples_of(images: Tensor, labels: Tensor) -> list[Example]:
+    """Images and labels as a driver takes them; the id of each is its row."""
+    pairs = enumerate(zip(labels.tolist(), images, strict=True))
+    return [Example(row, f"{row}", label, image) for row, (label, image) in pairs]
 
 
 @dataclass(frozen=True)
