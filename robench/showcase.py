@@ -11,8 +11,9 @@ from typing import Any
 from torch import Tensor
 
 from robench.attacks.drive import Example, Finished, Stage, drive
-from robench.attacks.interface import Answer, Attack, Examples, Query
+from robench.attacks.interface import Answer, Examples
 from robench.attacks.whole import AnyStage, WholeStage, drive_whole
+from robench.attacks.wrapped import Wrapped, WrappedState
 from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source
@@ -147,52 +148,21 @@ def _key(draws: RandomSource) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class _Looking:
+class _Looking(WrappedState):
     """The state of an attack, and whose slot it is."""
 
-    inner: Any
     keys: Tensor
-
-    @property
-    def examples(self) -> Examples:
-        examples: Examples = self.inner.examples
-        return examples
-
-    @property
-    def done(self) -> Tensor:
-        done: Tensor = self.inner.done
-        return done
 
 
 @dataclass(frozen=True)
-class _LastLook:
+class _LastLook(Wrapped):
     """An attack that does what another does, and notes the last image it looked at of each example."""
 
-    inner: Attack
     last: dict[tuple[int, ...], Tensor]
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def gradients(self) -> bool:
-        return self.inner.gradients
-
-    @property
-    def works_in(self) -> tuple[type, ...]:
-        return self.inner.works_in
-
-    @property
-    def most_passes(self) -> tuple[int, int]:
-        return self.inner.most_passes
 
     def start(self, examples: Examples, budget: Budget, draws: RandomSource) -> _Looking:
         assert isinstance(draws, Draws), "the driver draws for each example"
         return _Looking(self.inner.start(examples, budget, draws), draws.keys)
-
-    def ask(self, state: _Looking) -> Query:
-        return self.inner.ask(state.inner)
 
     def tell(self, state: _Looking, answer: Answer) -> _Looking:
         query = self.inner.ask(state.inner)

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from robench.attacks.drive import drive
-from robench.attacks.interface import Answer, Attack, Examples, Query
+from robench.attacks.interface import Answer, Attack, Examples
 from robench.attacks.pool import Stage
 from robench.attacks.record import Example, Finished
+from robench.attacks.wrapped import Wrapped, WrappedState
 from robench.averaging import AveragingClassifier, seed_of, seeded
 from robench.budgets import Budget
 from robench.classifier import Classifier, rounded
@@ -194,54 +195,22 @@ class _Answers:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Seen(WrappedState):
     """The state of an attack, and the best image it has looked at."""
 
-    inner: Any
     lowest: Tensor
     """Lowest margin met, shape (N,)."""
     image: Tensor
     """Where it was met; the clean image before any. Shape (N, 3, H, W)."""
 
-    @property
-    def examples(self) -> Examples:
-        examples: Examples = self.inner.examples
-        return examples
-
-    @property
-    def done(self) -> Tensor:
-        done: Tensor = self.inner.done
-        return done
-
 
 @dataclass(frozen=True)
-class ToTheEnd:
+class ToTheEnd(Wrapped):
     """An attack that does what another does, and keeps the image with the lowest margin of all that may count."""
-
-    inner: Attack
-
-    @property
-    def name(self) -> str:
-        return self.inner.name
-
-    @property
-    def gradients(self) -> bool:
-        return self.inner.gradients
-
-    @property
-    def works_in(self) -> tuple[type, ...]:
-        return self.inner.works_in
-
-    @property
-    def most_passes(self) -> tuple[int, int]:
-        return self.inner.most_passes
 
     def start(self, examples: Examples, budget: Any, draws: RandomSource) -> _Seen:
         lowest = torch.full((len(examples.labels),), torch.inf, device=examples.labels.device)
         return _Seen(self.inner.start(examples, budget, draws), lowest, examples.images)
-
-    def ask(self, state: _Seen) -> Query:
-        return self.inner.ask(state.inner)
 
     def tell(self, state: _Seen, answer: Answer) -> _Seen:
         query = self.inner.ask(state.inner)
