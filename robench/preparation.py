@@ -32,7 +32,16 @@ from robench.door import (
     rehearse,
 )
 from robench.errors import DataError, RobenchError, RunError, complaint
-from robench.fastpath import COMPILED, MEASURES, FastPath, best_batch_size, pass_rate, quicken, repeated
+from robench.fastpath import (
+    COMPILED,
+    MEASURES,
+    FastPath,
+    best_batch_size,
+    cpu_slots,
+    pass_rate,
+    quicken,
+    repeated,
+)
 from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered
@@ -43,8 +52,6 @@ from robench.zoo import resolve as resolve_model
 
 SHARD_SIZE = 64
 """Examples that are written to disk together."""
-CPU_SLOTS = 64
-"""Examples attacked at a time on a CPU: more waste padding in the tail, fewer lose speed (docs/decisions/0005)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,7 +241,7 @@ def _check_asked_once(protocol: Protocol, argument: str, found: str, error: type
 def _slots(classifier: Classifier, batch: Tensor) -> int:
     """Examples attacked at a time where the caller does not say."""
     if classifier.device.type == "cpu":
-        return CPU_SLOTS
+        return cpu_slots(batch)
     rows = batch.to(classifier.device)
     return best_batch_size(lambda size: pass_rate(classifier, repeated(rows, size)))
 
