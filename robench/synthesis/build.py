@@ -107,7 +107,8 @@ def build(
     Returns:
       The dictionary, as `robench.data.textures.read_textures` reads it.
     Raises:
-      RecipeError: the folder cannot be written, or holds what another recipe, model or data made.
+      RecipeError: the recipe asks for more textures than images, or the folder cannot be written, or holds what
+        another recipe, model or data made.
       ModelError: the model lacks a layer.
       DataError: a class has too few images, or too few that the model gets right.
     """
@@ -137,9 +138,12 @@ def build(
 
 def _check_classes(recipe: TextureRecipe, source: Source, classes: Sequence[int] | None) -> list[int]:
     """The classes to build, rising; each has as many images as it is to have textures."""
+    least, surest = recipe.synthesis.textures, recipe.data.surest
+    if surest is not None and surest < least:
+        expected = f"at least {least}, the textures of a class"
+        raise RecipeError(complaint(f"{recipe.name}.toml", "data.surest", surest, expected))
     wanted = sorted(set(source.labels if classes is None else classes))
     counts = {label: list(source.labels).count(label) for label in wanted}
-    least = recipe.synthesis.textures
     few = [f"{label} ({count})" for label, count in counts.items() if count < least]
     if few or not wanted:
         expected = f"at least {least} images of each, one for each texture"
@@ -209,12 +213,13 @@ def _make(job: _Class, model: nn.Module, extractor: StyleExtractor, watcher: Wat
     """The textures of a class, uint8, shape (textures, 3, size, size), and its line in the log."""
     began, recipe = time.monotonic(), job.recipe.synthesis
     watcher.reading(job.label)
-    seen, styles = _styles(job, model, extractor)
-    if len(styles) < recipe.textures:
-        found = f"{job.label}, with {len(styles)} of {seen} images that {job.recipe.model} gets right"
+    seen, margins, styles = _styles(job, model, extractor)
+    if len(margins) < recipe.textures:
+        found = f"{job.label}, with {len(margins)} of {seen} images that {job.recipe.model} gets right"
         expected = f"at least {recipe.textures} of them, one for each texture"
         raise DataError(complaint(job.source.name, "class", found, expected))
-    centres, sizes = cluster(styles, recipe.textures, job.draws("clusters", 1))
+    surest = margins.argsort(descending=True, stable=True)[: job.recipe.data.surest]
+    centres, sizes = cluster(styles[surest], recipe.textures, job.draws("clusters", 1))
     distances: list[float] = []
 
     def on_step(step: int, distance: float) -> None:
@@ -228,7 +233,7 @@ def _make(job: _Class, model: nn.Module, extractor: StyleExtractor, watcher: Wat
     line = {
         "class": job.label,
         "images": seen,
-        "right": len(styles),
+        "right": len(margins),
         "sizes": sizes.tolist(),
         "distance_at_start": round(distances[0], 4),
         "distance": [round(float(each), 4) for each in kept],
@@ -237,8 +242,8 @@ def _make(job: _Class, model: nn.Module, extractor: StyleExtractor, watcher: Wat
     return textures.cpu(), line
 
 
-def _styles(job: _Class, model: nn.Module, extractor: StyleExtractor) -> tuple[int, Tensor]:
-    """How many images there are, and the styles of those that the model gets right and looks at, shape (N, D)."""
+def _styles(job: _Class, model: nn.Module, extractor: StyleExtractor) -> tuple[int, Tensor, Tensor]:
+    """How many images there are; and of those that the model gets right, margins, shape (N,), and styles, (N, D)."""
     spec = job.recipe
     seen = 0
     styles: list[Tensor] = []
@@ -254,9 +259,8 @@ def _styles(job: _Class, model: nn.Module, extractor: StyleExtractor) -> tuple[i
             first, second = logits[kept].topk(2, dim=1).values.unbind(dim=1)
             margins.append(first - second)
     if not styles:
-        return seen, torch.zeros(0, 0)
-    surest = torch.cat(margins).argsort(descending=True, stable=True)[: spec.data.surest]
-    return seen, torch.cat(styles)[surest]
+        return seen, torch.zeros(0), torch.zeros(0, 0)
+    return seen, torch.cat(margins), torch.cat(styles)
 
 
 def _batches(images: Iterable[Tensor]) -> Iterator[Tensor]:

@@ -108,6 +108,29 @@ def test_textures_come_to_have_the_styles_of_their_class(tmp_path: Path, recipe:
         assert max(line["distance"]) < 0.2 * line["distance_at_start"]
 
 
+def test_the_surest_images_alone_are_taken(tmp_path: Path, recipe: TextureRecipe) -> None:
+    images = stripes(80)
+    with torch.no_grad():
+        logits = network()(images)
+    first, second = logits.topk(2, dim=1).values.unbind(dim=1)
+    label = int(logits.argmax(dim=1).bincount().argmax())
+    of_class = (logits.argmax(dim=1) == label).nonzero()[:, 0]
+    best = of_class[(first - second)[of_class].argsort(descending=True)[:2]]
+    both = recipe.model_copy(update={"data": recipe.data.model_copy(update={"images": 80, "surest": 2})})
+    watch = Watch()
+    made = _build(both, tmp_path / "all", watch, classes=[label])
+    alone = ArraySource(images[best], [label, label], name="two")
+    expected = _build(recipe, tmp_path / "two", source=alone)
+    assert watch.lines[0]["right"] == len(of_class) > 2
+    assert watch.lines[0]["sizes"] == [1, 1]
+    first_two, other_two = made.textures[0], expected.textures[0]
+    assert min(float((first_two - each).abs().max()) for each in (other_two, other_two.flip(0))) <= 1.01 / 255
+    few = recipe.model_copy(update={"data": recipe.data.model_copy(update={"surest": 1})})
+    with pytest.raises(RecipeError) as caught:
+        _build(few, tmp_path / "few")
+    assert str(caught.value) == "tiny.toml: `data.surest` is 1; expected at least 2, the textures of a class."
+
+
 def test_a_stopped_build_goes_on_and_ends_in_the_same_bytes(tmp_path: Path, recipe: TextureRecipe) -> None:
     labels = sorted(set(source().labels))
     _build(recipe, tmp_path / "whole")

@@ -80,6 +80,16 @@ def test_a_style_is_taken_where_the_attention_is() -> None:
         assert abs(found - _published_loss(grams, [np.zeros_like(gram) for gram in grams])) < 1e-12
 
 
+def test_pixels_count_as_one_more_layer_with_their_weight() -> None:
+    images = stripes(2).double()
+    plain = StyleExtractor(network().double(), LAYERS, average_pooling=True).styles(images)
+    both = StyleExtractor(network().double(), LAYERS, average_pooling=True, pixels=3.0).styles(images)
+    grams = [_gram(image.numpy(), np.ones((16, 16))) for image in images]
+    expected = 9 * ((grams[0] - grams[1]) ** 2).sum() / (4 * 3**2) / len(LAYERS)
+    found = (both[0] - both[1]).square().sum() - (plain[0] - plain[1]).square().sum()
+    assert abs(float(found) - expected) < 1e-12
+
+
 def test_the_model_itself_is_left_alone() -> None:
     model = network()
     images = stripes(2).requires_grad_()
