@@ -8,6 +8,7 @@ Not here: how textures are made (`robench.synthesis`), fetched (`fetching.py`) a
 (`robench.attacks.patches`).
 """
 
+import importlib.resources
 import io
 import json
 import pickle
@@ -24,7 +25,6 @@ from torch import Tensor
 
 from robench.arrays import state_digest
 from robench.data.locations import Location, way_to_name
-from robench.data.mini import texture_sheets
 from robench.data.writing import written_whole
 from robench.errors import DataError, complaint, first_few
 
@@ -242,10 +242,8 @@ def published_texture(content: bytes, where: str) -> Tensor:
 
 
 def mini_textures() -> TextureDictionary:
-    """Textures of the mini suite: each class's own, as the generator of the images paints it."""
-    sheets = torch.from_numpy(texture_sheets()).float() / 255
-    about = "Painted by the generator of the mini suite, not synthesised from images."
-    return TextureDictionary(tuple(range(len(sheets))), sheets, about, "mini")
+    """Textures of the mini suite, synthesised from its images by the recipe `mini`; they are shipped."""
+    return read_textures(Path(str(importlib.resources.files("robench.data.mini") / "textures")))
 
 
 PUBLISHED = {"tpa-textures": read_published}

@@ -1,6 +1,10 @@
 from pathlib import Path
+from typing import Any
 
 import pytest
+import timm
+import torch
+from torch import nn
 
 from robench.errors import RecipeError
 from robench.synthesis import bundled_recipes, load_recipe
@@ -93,3 +97,22 @@ def test_an_unknown_recipe_is_named() -> None:
         load_recipe("minni")
     expected = "expected a recipe's name or a TOML file. Did you mean `mini`?"
     assert str(caught.value) == f"robench textures build: `recipe` is `minni`; {expected}"
+
+
+def test_the_layers_of_the_recipe_for_imagenet_are_what_it_says() -> None:
+    """The ReLU after the first convolution of each block of VGG-19, and after the last of block 5; without weights."""
+    recipe = load_recipe("imagenet")
+    with torch.device("meta"):
+        modules = dict(timm.create_model("vgg19.tv_in1k", pretrained=False).named_modules(prefix="network"))
+
+    def convolution_before(name: str) -> Any:
+        assert isinstance(modules[name], nn.ReLU)
+        stem, _, index = name.rpartition(".")
+        return modules[f"{stem}.{int(index) - 1}"]
+
+    assert [convolution_before(name).out_channels for name in recipe.style.layers] == [64, 128, 256, 512, 512]
+    assert [convolution_before(name).in_channels for name in recipe.style.layers] == [3, 64, 128, 256, 512]
+    last = int(recipe.attention.layer.rpartition(".")[2])
+    assert convolution_before(recipe.attention.layer).out_channels == 512
+    assert isinstance(modules[f"network.features.{last + 1}"], nn.MaxPool2d)
+    assert f"network.features.{last + 2}" not in modules
