@@ -16,7 +16,7 @@ import torch
 
 from robench.adversarial import AdversarialImages
 from robench.data import check_there
-from robench.door import build_attack, rehearse
+from robench.door import build_attack, rehearse, with_textures
 from robench.environment import environment
 from robench.errors import RunError, complaint
 from robench.execution import Execution
@@ -102,14 +102,16 @@ def evaluate(
     """
     several = not isinstance(protocol, str | Path | Protocol)
     names = [protocol] if isinstance(protocol, str | Path | Protocol) else list(protocol)
+    chosen = options or Options()
     registered = [resolve(name) for name in names]
+    if chosen.textures is not None:
+        registered = [with_textures(entry, chosen.textures) for entry in registered]
     for entry in registered:  # a mistake in the last protocol must not cost the runs before it
-        stages, budget = build_attack(entry.protocol)
+        stages, budget = build_attack(entry.protocol, textures=chosen.textures)
         side = entry.protocol.data.crop
         rehearse(stages, budget, size=(side, side), classes=entry.protocol.data.classes)
         if data is None:
             check_there(entry.protocol.data.source)
-    chosen = options or Options()
     request = Request(model, data, limit, device, batch_size, chosen)
     check_numbers(request)
     if isinstance(model, str):
@@ -159,6 +161,7 @@ def resume(
     options = Options(
         name=plan.model.name,
         weights=plan.weights,
+        textures=plan.textures,
         shard_size=plan.shard_size,
         engine=plan.engine,
         workers=workers,

@@ -30,6 +30,7 @@ from robench.door import (
     model_record,
     randomness_caveats,
     rehearse,
+    with_textures,
 )
 from robench.errors import DataError, RobenchError, RunError, complaint
 from robench.fastpath import (
@@ -61,6 +62,7 @@ class Options:
     Attributes:
       name: what to call a model that was handed in; by default its class or function.
       weights: safetensors file for a named model.
+      textures: folder with the textures that the protocol pastes; others than its own make the result unofficial.
       fresh: start over instead of resuming or reusing the run in this folder.
       shard_size: examples written to disk together.
       engine: `native`, or `reference` for AutoAttack and its stages by pyautoattack: no resuming inside a
@@ -76,6 +78,7 @@ class Options:
 
     name: str | None = None
     weights: str | Path | None = None
+    textures: str | Path | None = None
     fresh: bool = False
     shard_size: int = SHARD_SIZE
     engine: Literal["native", "reference"] = "native"
@@ -148,8 +151,11 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
     Raises:
       ProtocolError, ModelError, DataError, RunError: see `robench.errors`.
     """
-    protocol, options = registered.protocol, request.options
-    stages, budget = build_attack(protocol)
+    options = request.options
+    if options.textures is not None:
+        registered = with_textures(registered, options.textures)
+    protocol = registered.protocol
+    stages, budget = build_attack(protocol, textures=options.textures)
     if options.engine == "reference":
         _check_asked_once(protocol, "engine", "`reference`", RunError)
         check_reference([stage.attack for stage in stages])
@@ -193,6 +199,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             official=registered.official,
             model=model,
             weights=str(Path(options.weights).resolve()) if options.weights is not None else None,
+            textures=str(Path(options.textures).resolve()) if options.textures is not None else None,
             data=data,
             shard_size=options.shard_size,
             attack_revision=REVISION,

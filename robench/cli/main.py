@@ -11,6 +11,7 @@ from robench.cli.data import data
 from robench.cli.doctor import doctor
 from robench.cli.evaluate import evaluate, resume
 from robench.cli.screen import err
+from robench.cli.textures import textures
 from robench.cli.train import train
 from robench.errors import RobenchError
 
@@ -26,6 +27,7 @@ app.command("list")(list_)
 for command in (show, evaluate, resume, compare, train, doctor, bench):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(textures, name="textures")
 
 
 @app.callback()
