@@ -12,11 +12,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from robench.errors import BudgetError, complaint
 from robench.randomness import RandomSource
+from robench.squares import fits_squares
 
 TOLERANCE = 1e-6
 """How far outside its budget an image may lie through rounding, in units of the image."""
@@ -27,6 +29,10 @@ class Budget(Protocol):
 
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
         """By how much each image breaks the budget or [0, 1]; zero or less when allowed; shape (N,)."""
+        ...
+
+    def glance(self, images: Tensor, clean: Tensor) -> Tensor:
+        """The same without what takes long to measure, so never more: for every image that is looked at."""
         ...
 
 
@@ -81,7 +87,7 @@ class Ball(Budget, Protocol):
 
 def _outside_box(images: Tensor) -> Tensor:
     flat = images.flatten(1)
-    return (-flat.amin(dim=1)).maximum(flat.amax(dim=1) - 1)
+    return (-flat.amin(dim=1)).maximum(flat.amax(dim=1) - 1)  # on a CPU, 20 times as fast as `aminmax`
 
 
 def _checked_radius(where: str, epsilon: float) -> None:
@@ -130,6 +136,9 @@ class LinfBall:
         furthest = (images - clean).abs_().flatten(1).amax(dim=1)
         return (furthest - self.epsilon).maximum(_outside_box(images))
 
+    def glance(self, images: Tensor, clean: Tensor) -> Tensor:
+        return self.excess(images, clean)
+
 
 @dataclass(frozen=True)
 class L2Ball:
@@ -175,6 +184,9 @@ class L2Ball:
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
         return (self.length(images - clean) - self.epsilon).maximum(_outside_box(images))
 
+    def glance(self, images: Tensor, clean: Tensor) -> Tensor:
+        return self.excess(images, clean)
+
 
 def _length(images: Tensor) -> Tensor:
     """Euclidean length of each image, never zero, shape (N, 1, 1, 1)."""
@@ -186,7 +198,7 @@ def _length(images: Tensor) -> Tensor:
 class PatchArea:
     """A few squares of any content, which together cover at most a share of the image.
 
-    Nobody is trusted to have pasted squares: the changed pixels are counted, and the share alone decides.
+    Nobody is trusted to have pasted squares: the changed pixels are counted, and must fit into so many squares.
     """
 
     area: float
@@ -218,15 +230,31 @@ class PatchArea:
         return math.floor(self.area * height * width + 1e-6)  # 1/10 of 10 pixels is one pixel, in floats, too
 
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
-        """By how many pixels each image breaks the area, or by how much [0, 1]."""
-        changed = (images != clean).any(dim=1).flatten(1).sum(dim=1)
+        """By how many pixels each image breaks the area, or by how much [0, 1].
+
+        A change that does not fit into the squares, whatever its area, is one pixel too many at least.
+        """
+        side = self.side(images.shape[2], images.shape[3])
+        fits = [fits_squares(np.argwhere(each), self.patches, side) for each in _changed(images, clean).cpu().numpy()]
+        glance = self.glance(images, clean)
+        return torch.where(torch.tensor(fits, device=glance.device), glance, glance.clamp(min=1))
+
+    def glance(self, images: Tensor, clean: Tensor) -> Tensor:
+        """The same without the squares."""
+        changed = _changed(images, clean).flatten(1).sum(dim=1)
         beyond = (changed - self.pixels(images.shape[2], images.shape[3])).to(images.dtype)
         return beyond.maximum(_outside_box(images))
 
 
+def _changed(images: Tensor, clean: Tensor) -> Tensor:
+    """Which pixels differ, bool, shape (N, H, W)."""
+    red, green, blue = (images - clean).abs_().unbind(dim=1)
+    return red.add_(green).add_(blue) != 0  # on a CPU, three times as fast as `(images != clean).any(dim=1)`
+
+
 def changed_share(image: Tensor, clean: Tensor) -> float:
     """Share of the pixels that differ, of images of shape (3, H, W)."""
-    return float((image != clean).any(dim=0).double().mean())
+    return float(_changed(image[None], clean[None]).double().mean())
 
 
 BALLS = (LinfBall, L2Ball)

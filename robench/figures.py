@@ -1,4 +1,4 @@
-"""Pictures of results: examples before and after the attack, and accuracy over steps or radii.
+"""Pictures of results: examples before and after the attack, and accuracy over steps, queries or radii.
 
 Every picture is a pure function of what it shows: the same run gives the same bytes. Not here: which
 examples are shown (`showcase`), and how a curve is measured (`curves`). matplotlib is an optional extra
@@ -8,15 +8,17 @@ and is imported when something is drawn.
 from __future__ import annotations
 
 import io
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robench.errors import FigureError, complaint
-from robench.protocol import Protocol, fraction
+from robench.protocol import PatchSpec, Protocol, fraction
 from robench.result import Metric, Result, percent, score
 from robench.runs import Run, write_whole
+from robench.tiles import COLOURS, WIDTH, draw_tiles, plain, short, tiles_height
 
 if TYPE_CHECKING:  # matplotlib is optional; torch is not needed to draw curves
     from matplotlib.axes import Axes
@@ -31,12 +33,8 @@ METADATA: dict[str, dict[str, Any]] = {
     ".pdf": {"CreationDate": None, "Creator": None, "Producer": None},
 }
 """Formats by suffix, and what matplotlib would write into them beside the picture."""
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
-"""Okabe and Ito's colours, which people with any colour vision tell apart; yellow is too pale on white."""
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
-WIDTH = 7.2
-"""Inches: the text width of a page, so that 8 points stay 8 points in print."""
 STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -86,7 +84,7 @@ def check_figure(path: str | Path, *, protocols: Sequence[Protocol] = ()) -> Non
 
 
 def draw_result(path: str | Path, result: Result, exhibits: Sequence[Exhibit] = ()) -> None:
-    """Draw a run: examples clean, attacked and their difference, and robust accuracy over the steps.
+    """Draw a run: examples clean, attacked and their difference or patches, and robust accuracy over the steps.
 
     Args:
       path: of the picture; its suffix is the format.
@@ -98,18 +96,18 @@ def draw_result(path: str | Path, result: Result, exhibits: Sequence[Exhibit] = 
     """
     check_figure(path)
     with _style():
-        heights = [_exhibits_height(exhibits), 2.6]
+        heights = [tiles_height(exhibits), 2.6]
         figure = _figure(sum(heights))
-        title = f"{_short(result.model.name, 50)} under {result.protocol.id}@{result.protocol.version}"
+        title = f"{short(result.model.name, 50)} under {result.protocol.id}@{result.protocol.version}"
         if exhibits:
             parts: Any = figure.subfigures(2, 1, height_ratios=heights)
             tiles, below = parts
-            _draw_exhibits(tiles, exhibits)
+            draw_tiles(tiles, exhibits, patched=isinstance(_protocol_of(result).budget, PatchSpec))
         else:
             below = figure
         axes = below.subplots()
         _draw_steps(axes, [("robust", result)])
-        axes.set_title(f"{_plain(title)}: {_count(result)}", loc="left")
+        axes.set_title(f"{plain(title)}: {_count(result)}", loc="left")
         _write(figure, Path(path))
 
 
@@ -126,10 +124,10 @@ def draw_comparison(path: str | Path, results: Sequence[Result]) -> None:
     with _style():
         figure = _figure(3.0 + 0.16 * len(results))
         axes = figure.subplots()
-        labels = [f"{letter(index)}  {_short(result.model.name, 50)}" for index, result in enumerate(results)]
+        labels = [f"{letter(index)}  {short(result.model.name, 50)}" for index, result in enumerate(results)]
         _draw_steps(axes, list(zip(labels, results, strict=True)))
         protocol = results[0].protocol
-        axes.set_title(_plain(f"{protocol.id}@{protocol.version}: {_count(results[0])}"), loc="left")
+        axes.set_title(plain(f"{protocol.id}@{protocol.version}: {_count(results[0])}"), loc="left")
         _write(figure, Path(path))
 
 
@@ -151,12 +149,12 @@ def draw_radii(path: str | Path, curve: RadiusCurve) -> None:
         values = [100 * point.value for point in curve.points]
         axes.fill_between(places, _percents(low), _percents(high), color=COLOURS[0], alpha=0.2, linewidth=0)
         axes.plot(places, values, color=COLOURS[0], marker="o", markersize=4)
-        axes.set_xticks(places, [_plain(point.radius) for point in curve.points])
+        axes.set_xticks(places, [plain(point.radius) for point in curve.points])
         _thin_out(axes, places)
         _accuracy_axis(axes)
         axes.set_xlabel(f"radius ({curve.norm}, of the unit range; band: 95 % interval)")
-        title = f"{_short(curve.model, 50)}, radii of {curve.protocol}: {curve.points[0].denominator} images, unranked"
-        axes.set_title(_plain(title), loc="left")
+        title = f"{short(curve.model, 50)}, radii of {curve.protocol}: {curve.points[0].denominator} images, unranked"
+        axes.set_title(plain(title), loc="left")
         _write(figure, Path(path))
 
 
@@ -168,9 +166,12 @@ def letter(index: int) -> str:
 def step_curve(protocol: Protocol, result: Result) -> list[tuple[int, Metric]]:
     """Robust accuracy after each step, from the outcomes of a run.
 
-    Under "any iterate" at every step from the start on, under "last iterate" at the steps read off; empty
-    where the protocol counts no steps.
+    Under "any iterate" at every step from the start on, under "last iterate" at the steps read off; under attacks
+    with patches at every query after which it is lower, and at the last one; empty where the protocol counts no
+    steps.
     """
+    if isinstance(protocol.budget, PatchSpec):
+        return _query_curve(result)
     steps: Sequence[int] = protocol.score.steps
     if steps and protocol.score.scoring == "any iterate":
         steps = range(steps[-1] + 1)
@@ -178,6 +179,23 @@ def step_curve(protocol: Protocol, result: Result) -> list[tuple[int, Metric]]:
         return []
     fine = protocol.model_copy(update={"score": protocol.score.model_copy(update={"steps": tuple(steps)})})
     return list(zip(steps, score(fine, result.read_outcomes())[1:], strict=True))
+
+
+def _query_curve(result: Result) -> list[tuple[int, Metric]]:
+    """Robust accuracy from query 0 on, wherever it changes, to the last query of any example."""
+    outcomes = [outcome for outcome in result.read_outcomes() if outcome.clean_correct]
+    falls = Counter(outcome.fooled_at[0] for outcome in outcomes if outcome.fooled_at)
+    last = max((outcome.queries or 0 for outcome in outcomes), default=0)
+    survivors, curve = len(outcomes), []
+    for query in sorted({0, *falls, last}):
+        survivors -= falls[query]
+        curve.append((query, Metric.of(f"robust@{query}", survivors, result.data.count)))
+    return curve
+
+
+def _protocol_of(result: Result) -> Protocol:
+    assert result.run_dir is not None, "a result from a run folder"
+    return Run.open(result.run_dir).plan.parsed_protocol()
 
 
 def _matplotlib() -> Any:
@@ -215,45 +233,64 @@ def _write(figure: Figure, path: Path) -> None:
 
 def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
     """A line with its band for each run; a point for each metric where the protocol counts no steps."""
+    unit, ends = "what is scored (", [0]
     for index, (label, result) in enumerate(runs):
         colour, dash, marker = COLOURS[index % 7], DASHES[index // 7 % 4], MARKERS[index % 7]
-        assert result.run_dir is not None, "a result from a run folder"
-        protocol = Run.open(result.run_dir).plan.parsed_protocol()
+        protocol = _protocol_of(result)
         curve = step_curve(protocol, result)
         places: list[int] = [step for step, _ in curve]
         metrics = [metric for _, metric in curve]
-        marked = [places.index(step) for step in protocol.score.steps]
+        marked = [places.index(step) for step in protocol.score.steps if step in places]
+        stairs = isinstance(protocol.budget, PatchSpec)
         if not curve:
             metrics = list(result.metrics)
             places = marked = list(range(len(metrics)))
-            axes.set_xticks(places, [_plain(metric.name) for metric in metrics])
+            axes.set_xticks(places, [plain(metric.name) for metric in metrics])
             axes.set_xlim(-0.5, len(metrics) - 0.5)
         low, high = zip(*(metric.interval for metric in metrics), strict=True)
         text = f"{label}  (clean {percent(result.clean)}, {result.headline.name} {percent(result.headline)})"
-        axes.fill_between(places, _percents(low), _percents(high), color=colour, alpha=0.15, linewidth=0)
+        band: Any = {"step": "post"} if stairs else {}
+        axes.fill_between(places, _percents(low), _percents(high), color=colour, alpha=0.15, linewidth=0, **band)
         axes.plot(
             places,
             [100 * metric.value for metric in metrics],
             color=colour,
             linestyle=dash,
-            marker=marker,
+            marker=marker if marked else "",
             markevery=marked,
             markersize=4,
-            label=_plain(text),
+            drawstyle="steps-post" if stairs else "default",
+            label=plain(text),
         )
-        if curve:
+        if stairs:
+            unit = "queries of the attack ("
+            ends.append(places[-1])
+        elif curve:
+            unit = "steps of the attack (markers: the steps that are scored; "
             ticks = sorted({0, *protocol.score.steps})
             axes.set_xticks(ticks, [str(step) for step in ticks])
             _thin_out(axes, ticks)
         if curve and len(runs) == 1:
             axes.axhline(100 * result.clean.value, color="0.4", linestyle=":", linewidth=1, label="clean")
-    what = "steps of the attack (markers: the steps that are scored; " if curve else "what is scored ("
-    axes.set_xlabel(f"{what}band: 95 % interval)")
+    if max(ends):
+        _query_axis(axes, max(ends))
+    axes.set_xlabel(f"{unit}band: 95 % interval)")
     _accuracy_axis(axes)
     handles, labels = axes.get_legend_handles_labels()
     axes.figure.legend(
         handles, labels, loc="outside lower left", frameon=False, handlelength=3, ncols=2 if len(runs) == 1 else 1
     )
+
+
+def _query_axis(axes: Axes, last: int) -> None:
+    """Queries from 0 to the last one, logarithmic from 1 on: most of what falls falls early."""
+    axes.set_xscale("symlog", linthresh=1, linscale=0.3)
+    ticks = [0, *(10**power for power in range(len(str(last)))), last]
+    axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    axes.set_xticks([], minor=True)
+    if last < 2 * ticks[-2]:  # the last power of ten would touch it
+        axes.set_xticks(ticks, [f"{tick:,}" if tick != ticks[-2] else "" for tick in ticks])
+    axes.set_xlim(0, last)
 
 
 def _thin_out(axes: Axes, places: Sequence[float]) -> None:
@@ -276,71 +313,9 @@ def _accuracy_axis(axes: Axes) -> None:
     axes.set_axisbelow(True)
 
 
-def _columns(exhibits: Sequence[Exhibit]) -> int:
-    return max(len(exhibits), 6)  # a single example is not blown up
-
-
-def _exhibits_height(exhibits: Sequence[Exhibit]) -> float:
-    """Inches for three rows of tiles and what is written above them."""
-    if not exhibits:
-        return 0.0
-    height, width = exhibits[0].image.shape[1:]
-    tile = (WIDTH - 0.5) / _columns(exhibits)
-    return float(3 * tile * height / width + 0.85)
-
-
-def _draw_exhibits(figure: Any, exhibits: Sequence[Exhibit]) -> None:
-    """A column for each example: clean, attacked, and their difference."""
-    largest = max(float((each.adversarial - each.image).abs().max()) for each in exhibits)
-    factor = max(1, int(0.5 / largest)) if largest else 1
-    rows = ("clean", "attacked", f"difference\nx {factor}")
-    columns = _columns(exhibits)
-    grid = figure.subplots(3, columns, squeeze=False)
-    for column in range(columns):
-        for row in range(3):
-            axes = grid[row][column]
-            if column >= len(exhibits):
-                axes.set_axis_off()
-                continue
-            axes.set_xticks([])
-            axes.set_yticks([])
-            if column == 0:
-                axes.set_ylabel(rows[row])
-        if column < len(exhibits):
-            _draw_exhibit([grid[row][column] for row in range(3)], exhibits[column], factor)
-
-
-def _draw_exhibit(cells: Sequence[Axes], exhibit: Exhibit, factor: int) -> None:
-    difference = (0.5 + factor * (exhibit.adversarial - exhibit.image)).clamp(0, 1)
-    for axes, image in zip(cells, (exhibit.image, exhibit.adversarial, difference), strict=True):
-        axes.imshow(image.permute(1, 2, 0).clamp(0, 1).numpy(), interpolation="nearest")
-        for spine in axes.spines.values():
-            spine.set_visible(True)
-            spine.set_color(COLOURS[1] if exhibit.broken else COLOURS[0])
-            spine.set_linewidth(1.2)
-    verdict = "broken" if exhibit.broken else "survives"
-    cells[0].set_title(
-        _plain(f"{verdict}\ntrue {_short(exhibit.truth, 10)}\nsaid {_short(exhibit.clean, 10)}"), fontsize=7
-    )
-    cells[1].set_title(_plain(f"said {_short(exhibit.attacked, 10)}"), fontsize=7)
-
-
 def _count(result: Result) -> str:
     return f"{result.data.count} images" + (f", {result.status}" if result.status != "complete" else "")
 
 
 def _percents(shares: Sequence[float]) -> list[float]:
     return [100 * share for share in shares]
-
-
-def _short(text: str, longest: int) -> str:
-    """The text with its middle left out."""
-    if len(text) <= longest:
-        return text
-    half = (longest - 1) // 2
-    return f"{text[: longest - 1 - half]}…{text[-half:]}"
-
-
-def _plain(text: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
-    return text.replace("$", r"\$")

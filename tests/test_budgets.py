@@ -120,13 +120,37 @@ def test_changed_pixels_are_counted_whatever_they_look_like() -> None:
     images[0, 0, :, 0] += 1e-6  # ten pixels, in one channel, hardly
     images[1, :, 2:4, 2:4] = 0.0
     images[1, 1, 9, 9] = 1.0
-    assert budget.excess(images, clean)[:2].tolist() == [5, 0]
-    assert budget.excess(images, clean)[2] < 0
+    assert budget.glance(images, clean)[:2].tolist() == [5, 0]
+    assert budget.glance(images, clean)[2] < 0
     assert [changed_share(*pair) for pair in zip(images, clean, strict=True)] == [0.1, 0.05, 0]
     images[1, 0, 2, 2] = 1.25
-    assert budget.excess(images, clean)[:2].tolist() == [5, 0.25]
+    assert budget.glance(images, clean)[:2].tolist() == [5, 0.25]
     images[1, 0, 2, 2] = torch.nan
+    assert not bool(budget.glance(images, clean)[1] <= TOLERANCE)
     assert not bool(budget.excess(images, clean)[1] <= TOLERANCE)
+
+
+def test_what_changed_must_fit_into_the_squares() -> None:
+    """Four squares of 10 pixels and four of 1 pixel fit, five of 9 pixels do not, though their area does."""
+    clean, budget = random_images(5, 64, low=0.1, high=0.9), PatchArea(0.1, 4)
+    images = clean.clone()
+    for row, side in ((0, 10), (1, 9), (2, 1), (3, 10)):
+        for corner in (0, 14, 28, 42):
+            images[row, :, corner : corner + side, corner : corner + side] = 1.0
+    images[1, :, 55:64, 0:9] = 1.0
+    images[3, :, 63, 0] = 1.0
+    assert bool((budget.glance(images, clean) <= 0).all())
+    assert budget.excess(images, clean)[[1, 3]].tolist() == [1, 1]
+    assert bool((budget.excess(images, clean)[[0, 2, 4]] <= 0).all())
+    images[3, :, 40:60, 0:10] = 1.0
+    assert budget.excess(images, clean)[3] == budget.glance(images, clean)[3] == 601 - 409
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_glance_at_a_ball_is_all_there_is_to_see(norm: str) -> None:
+    clean = random_images(4)
+    images = clean + 0.2 * torch.randn(clean.shape, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(BUDGETS[norm](0.1).glance(images, clean), BUDGETS[norm](0.1).excess(images, clean))
 
 
 @pytest.mark.parametrize(

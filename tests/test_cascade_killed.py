@@ -13,9 +13,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robench.attacks.apgd import APGD
-from robench.attacks.fab import FAB
-from robench.attacks.square import Square
+from robench.attacks import CATALOGUE
 from robench.data import ArraySource
 from robench.evaluation import Options, evaluate
 from robench.runs import Run
@@ -80,8 +78,8 @@ def _watched(log: Path, stage: str | None, ask: int) -> None:
 
         return query
 
-    for attack in (APGD, FAB, Square):
-        attack.start, attack.ask = starting(attack.start), asking(attack.ask)  # type: ignore[method-assign]
+    for attack in set(CATALOGUE.values()):
+        attack.start, attack.ask = starting(attack.start), asking(attack.ask)
 
 
 def _run(protocol: Path, folder: Path, log: Path, stage: str | None = None, ask: int = 0) -> int:

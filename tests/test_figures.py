@@ -24,8 +24,8 @@ from robench.registry import load_protocol
 from robench.result import Result
 from robench.runs import Run
 from robench.showcase import Showcase
-from tests.fakes import random_images, small_net
-from tests.test_evaluation import PROTOCOL
+from tests.fakes import noise_folder, random_images, small_net
+from tests.test_evaluation import PATCH_PROTOCOL, PROTOCOL
 
 COUNT = 40
 LONG = "timm/vit_large_patch14_reg4_dinov2.lvd142m with $x^2$ and an {unusually} long \\name"
@@ -160,6 +160,73 @@ def test_nothing_overlaps(
     assert exhibits
     draw_result(tmp_path / "a.png", result, exhibits)
     assert _overlaps(drawn[0]) == []
+
+
+# --- patches
+
+
+@pytest.fixture
+def patches(tmp_path: Path) -> Path:
+    folder = noise_folder()
+    text = PATCH_PROTOCOL.format(digest="0" * 64, textures=folder["textures"], sha256=folder["textures_sha256"])
+    path = tmp_path / "own-patches.toml"
+    path.write_text(text)
+    return path
+
+
+def test_patches_are_shown_as_they_lie(tmp_path: Path, patches: Path, drawn: list[Figure]) -> None:
+    result, showcase = _run(patches, tmp_path / "run")
+    assert {each.broken for each in showcase.exhibits} == {True, False}
+    draw_result(tmp_path / "a.png", result, showcase.exhibits)
+    assert "patches" in _texts(drawn[0])
+    assert not any(text.startswith("difference") for text in _texts(drawn[0]))
+    tiles = [axes for axes in drawn[0].axes if axes.images]
+    columns = len(showcase.exhibits)
+    rows: list[list[Any]] = [[], [], []]
+    for axes in tiles:
+        rows[sum(axes.get_position().y0 < other.get_position().y0 - 1e-6 for other in tiles) // columns].append(axes)
+    shown = sorted(rows[2], key=lambda axes: axes.get_position().x0)
+    for each, axes in zip(showcase.exhibits, shown, strict=True):
+        picture = np.asarray(axes.images[0].get_array())
+        clean, attacked = each.image.permute(1, 2, 0).numpy(), each.adversarial.permute(1, 2, 0).numpy()
+        changed = (clean != attacked).any(axis=2)
+        assert changed.any()
+        assert np.array_equal(picture[changed], attacked[changed])
+        assert bool((np.ptp(picture[~changed], axis=1) == 0).all())  # the rest is grey
+        (lines,) = axes.collections
+        edges = {tuple(map(tuple, segment)) for segment in lines.get_segments()}
+        expected = set()
+        for row in range(9):
+            for column in range(8):
+                above = changed[row - 1, column] if row else False
+                if above != (changed[row, column] if row < 8 else False):
+                    expected.add(((column - 0.5, row - 0.5), (column + 0.5, row - 0.5)))
+                left = changed[column, row - 1] if row else False
+                if left != (changed[column, row] if row < 8 else False):
+                    expected.add(((row - 0.5, column - 0.5), (row - 0.5, column + 0.5)))
+        assert edges == expected
+    assert _overlaps(drawn[0]) == []
+
+
+def test_the_curve_of_patches_is_over_queries(tmp_path: Path, patches: Path, drawn: list[Figure]) -> None:
+    result, _ = _run(patches, tmp_path / "run")
+    outcomes = [each for each in result.read_outcomes() if each.clean_correct]
+    curve = step_curve(read_protocol(patches), result)
+    assert [query for query, _ in curve] == sorted({0, 40, *(each.fooled_at[0] for each in outcomes if each.fooled_at)})
+    for query, metric in curve:
+        standing = [each for each in outcomes if not each.fooled_at or each.fooled_at[0] > query]
+        assert (metric.numerator, metric.denominator) == (len(standing), COUNT)
+    assert curve[0][1].numerator == result.clean.numerator
+    assert (curve[-1][0], curve[-1][1].numerator) == (40, result.headline.numerator)
+    draw_result(tmp_path / "a.png", result)
+    (axes,) = drawn[0].axes
+    line, _ = axes.lines
+    assert list(line.get_xdata()) == [query for query, _ in curve]  # type: ignore[arg-type]  # an array
+    assert line.get_drawstyle() == "steps-post"  # it falls at a query, and stays
+    assert axes.get_xlabel().startswith("queries of the attack")
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0", "1", "10", "40"]
+    draw_comparison(tmp_path / "b.png", [result, result])
+    assert _overlaps(drawn[1]) == []
 
 
 def test_several_runs_share_one_axes(tmp_path: Path, protocol: Path, drawn: list[Figure]) -> None:

@@ -6,6 +6,7 @@ from robench.attacks.apgd import APGD
 from robench.attacks.autoattack import AutoAttack
 from robench.attacks.fab import FAB
 from robench.attacks.foolbox_attacks import Boundary, HopSkipJump
+from robench.attacks.patch_ascent import WhiteBoxPatches
 from robench.attacks.patch_search import GreyPatches, RandomPatches
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
@@ -19,6 +20,7 @@ CATALOGUE: dict[str, type[Any]] = {
     "tpa": TPA,
     "tpa-gray": GreyPatches,
     "tpa-random": RandomPatches,
+    "tpa-whitebox": WhiteBoxPatches,
 }
 """Attack class by `kind` in a protocol; its fields are the protocol's keys."""
 

@@ -53,7 +53,7 @@ class Boundary:
     gradients = False
 
     def __post_init__(self) -> None:
-        _check_counts(self, "steps", "update_stats_every_k")
+        _check_settings(self, "steps", "update_stats_every_k")
         _check_lengths(self, "spherical_step", "source_step", "source_step_convergence")
         if not self.step_adaptation > 1:
             raise ProtocolError(complaint("Boundary", "step_adaptation", self.step_adaptation, "more than 1"))
@@ -109,7 +109,7 @@ class HopSkipJump:
     gradients = False
 
     def __post_init__(self) -> None:
-        _check_counts(self, "steps", "initial_gradient_eval_steps", "max_gradient_eval_steps")
+        _check_settings(self, "steps", "initial_gradient_eval_steps", "max_gradient_eval_steps")
         _check_lengths(self, "gamma")
         if self.stepsize_search not in SEARCHES:
             expected = " or ".join(f"`{search}`" for search in SEARCHES)
@@ -219,7 +219,7 @@ def _check_budget(name: str, budget: Budget, norms: dict[type, str]) -> None:
         raise BudgetError(complaint(name, "budget.norm", type(budget).__name__, expected))
 
 
-def _check_counts(attack: Boundary | HopSkipJump, *more: str) -> None:
+def _check_settings(attack: Boundary | HopSkipJump, *more: str) -> None:
     where = type(attack).__name__
     for key in ("queries", "directions", *more):
         if getattr(attack, key) < 1:

@@ -73,6 +73,16 @@ def check_settings(where: str, **numbers: int) -> None:
             raise ProtocolError(complaint(where, name, number, "at least 1"))
 
 
+def check_patches(budget: PatchArea, patches: int) -> None:
+    """Check that a budget allows so many patches.
+
+    Raises:
+      BudgetError: more than it has.
+    """
+    if patches > budget.patches:
+        raise BudgetError(complaint("PatchArea", "patches", patches, f"at most {budget.patches}, those of the budget"))
+
+
 def begin(
     examples: Examples, budget: PatchArea, draws: RandomSource, *, bank: Bank, page: Tensor, patches: int
 ) -> PatchState:
@@ -82,8 +92,7 @@ def begin(
       BudgetError: more patches than the budget has, or patches that do not fit into the images.
       DataError: the textures are smaller than a patch.
     """
-    if patches > budget.patches:
-        raise BudgetError(complaint("PatchArea", "patches", patches, f"at most {budget.patches}, those of the budget"))
+    check_patches(budget, patches)
     side, size = budget.side(*examples.images.shape[2:]), bank.textures.shape[3]
     if side > size:
         raise DataError(complaint("textures", "size", size, f"at least {side}, the side of a patch"))
@@ -166,25 +175,55 @@ def spaces(state: PatchState) -> tuple[int, ...]:
     return height - side + 1, width - side + 1, textures, size - side + 1, size - side + 1
 
 
-def paste(images: Tensor, bank: Bank, page: Tensor, actions: Tensor, side: int) -> Tensor:
+def cut(bank: Bank, page: Tensor, actions: Tensor, side: int) -> Tensor:
+    """What patches show.
+
+    Args:
+      bank: what they are cut from.
+      page: of each patch, int64, shape (Q,).
+      actions: of each patch, int64, shape (Q, ACTIONS).
+      side: in pixels.
+    Returns:
+      float32, shape (Q, 3, side, side).
+    """
+    channel = torch.arange(3, device=page.device)[:, None, None]
+    span = torch.arange(side, device=page.device)
+    texture, row, column = (number[:, None, None, None] for number in actions[:, 2:].unbind(dim=1))
+    return bank.textures[page[:, None, None, None], texture, channel, row + span[:, None], column + span]
+
+
+def crop(images: Tensor, corners: Tensor, side: int) -> Tensor:
+    """The square of each image at its upper left corner (row, column), shape (Q, 3, side, side)."""
+    return images[_squares(corners, side)]
+
+
+def paste(images: Tensor, corners: Tensor, patches: Tensor) -> Tensor:
     """Paste one patch into each image, in place, all in one assignment.
 
     Args:
       images: float32, shape (Q, 3, H, W); changed.
-      bank: what patches are cut from.
-      page: of each image, int64, shape (Q,).
-      actions: of each image, int64, shape (Q, ACTIONS).
-      side: of the patches in pixels.
+      corners: row and column of each patch's upper left corner, int64, shape (Q, 2).
+      patches: float32, shape (Q, 3, side, side).
     Returns:
       `images`.
     """
-    each = torch.arange(len(images), device=images.device)[:, None, None, None]
-    channel = torch.arange(3, device=images.device)[:, None, None]
-    span = torch.arange(side, device=images.device)
-    row, column, texture, cut_row, cut_column = (number[:, None, None, None] for number in actions.unbind(dim=1))
-    cut = bank.textures[page[:, None, None, None], texture, channel, cut_row + span[:, None], cut_column + span]
-    images[each, channel, row + span[:, None], column + span] = cut
+    images[_squares(corners, patches.shape[2])] = patches
     return images
+
+
+def _squares(corners: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Index of a square in each image."""
+    each = torch.arange(len(corners), device=corners.device)[:, None, None, None]
+    channel = torch.arange(3, device=corners.device)[:, None, None]
+    span = torch.arange(side, device=corners.device)
+    row, column = (number[:, None, None, None] for number in corners.unbind(dim=1))
+    return each, channel, row + span[:, None], column + span
+
+
+def pasted(state: PatchState, rows: Tensor, actions: Tensor) -> Tensor:
+    """Images of some slots with one patch more, shape (Q, 3, H, W)."""
+    patches = cut(state.bank, state.page[rows], actions, state.budget.side(*state.canvas.shape[2:]))
+    return paste(state.canvas.index_select(0, rows), actions[:, :2], patches)
 
 
 def query(state: PatchState, *, targeted: bool) -> Query:
@@ -192,15 +231,10 @@ def query(state: PatchState, *, targeted: bool) -> Query:
     slots, count = state.actions.shape[:2]
     device = state.actions.device
     rows = torch.arange(slots, device=device).repeat_interleave(count)
-    actions, side = state.actions.reshape(-1, ACTIONS), state.budget.side(*state.canvas.shape[2:])
-
-    def render(part: slice) -> Tensor:
-        of = rows[part]
-        return paste(state.canvas[of], state.bank, state.page[of], actions[part], side)
-
+    actions = state.actions.reshape(-1, ACTIONS)
     return Query(
         rows=rows,
-        render=render,
+        render=lambda part: pasted(state, rows[part], actions[part]),
         objective=None,
         counts=torch.ones_like(rows, dtype=torch.bool),
         step=state.asked[rows] + 1 + torch.arange(count, device=device).repeat(slots),
@@ -210,17 +244,32 @@ def query(state: PatchState, *, targeted: bool) -> Query:
 
 
 def rewards(state: PatchState, answer: Answer, *, targeted: bool) -> Tensor:
-    """Log-probability of success of each patch: log(1 - p_true), or log(p_target); float64, shape (N, queries).
-
-    From logits, without the rounding of 1 - p: however sure the model is, better patches have higher rewards.
-    """
-    logits = answer.logits.double()
+    """Log-probability of success of each patch, see `log_success`; float64, shape (N, queries)."""
     count = state.actions.shape[1]
-    classes = (state.target if targeted else state.examples.labels).repeat_interleave(count)[:, None]
+    classes = (state.target if targeted else state.examples.labels).repeat_interleave(count)
+    return log_success(answer.logits.double(), classes, targeted=targeted).reshape(-1, count)
+
+
+def log_success(logits: Tensor, classes: Tensor, *, targeted: bool = False) -> Tensor:
+    """log(1 - p) of the true class of each image, or log(p) of its target, shape (Q,).
+
+    From logits, without the rounding of 1 - p: however sure the model is, better patches have higher values.
+    """
     whole = logits.logsumexp(dim=1)
     if targeted:
-        return (logits.gather(1, classes)[:, 0] - whole).reshape(-1, count)
-    return (logits.scatter(1, classes, -torch.inf).logsumexp(dim=1) - whole).reshape(-1, count)
+        return logits.gather(1, classes[:, None])[:, 0] - whole
+    return logits.scatter(1, classes[:, None], -torch.inf).logsumexp(dim=1) - whole
+
+
+def fooled(state: PatchState, answer: Answer) -> Tensor:
+    """Which slots have a patch that fools the model that was looked at, bool, shape (N,).
+
+    That ends the example, unless the user's own model denies it; then the search goes on, none the wiser.
+    """
+    predictions = answer.logits.argmax(dim=1).reshape(state.actions.shape[:2])
+    targeted = state.target[:, None] >= 0
+    right = torch.where(targeted, predictions == state.target[:, None], predictions != state.examples.labels[:, None])
+    return right.any(dim=1)
 
 
 def remember(state: PatchState, reward: Tensor) -> PatchState:
@@ -248,8 +297,7 @@ def advance(state: PatchState, ended: Tensor, *, patches: int) -> tuple[PatchSta
     rows = onward.nonzero()[:, 0]
     canvas = state.canvas
     if len(rows):
-        side = state.budget.side(*canvas.shape[2:])
-        canvas = canvas.index_copy(0, rows, paste(canvas[rows], state.bank, state.page[rows], state.best[rows], side))
+        canvas = canvas.index_copy(0, rows, pasted(state, rows, state.best[rows]))
     state = replace(
         state,
         canvas=canvas,

@@ -157,7 +157,7 @@ def _adam(policies: Policies, gradient: Tensor, learning_rate: float) -> Policie
 
 
 class _Walk:
-    """Stacked LSTMs on their way through the numbers of a patch.
+    """Stacked LSTMs on their way through the numbers of a patch; hidden and cell have shape (N, WIDTH, queries).
 
     Until the first number is taken all queries of a slot are alike, and have one row together.
     """
@@ -165,13 +165,14 @@ class _Walk:
     def __init__(self, weights: Tensor, opening: Tensor, spaces: Sequence[int]) -> None:
         self.parts = parts(weights, tuple(spaces))
         self.last = len(spaces) - 1
-        self.hidden = self.cell = torch.zeros_like(opening)[:, None]
+        self.bias = (self.parts["input bias"] + self.parts["hidden bias"])[:, :, None]
+        self.hidden = self.cell = torch.zeros_like(opening)[:, :, None]
         self._step(opening[:, None])
 
     def log_probabilities(self, number: int) -> Tensor:
         """Of every value of a number, given those taken; shape (N, 1 or queries, values)."""
         head, bias = self.parts[f"head {number}"], self.parts[f"head bias {number}"]
-        return (torch.bmm(self.hidden, head.mT) + bias[:, None]).log_softmax(dim=2)
+        return torch.baddbmm(bias[:, None], self.hidden.mT, head.mT).log_softmax(dim=2)
 
     def take(self, number: int, chosen: Tensor) -> None:
         """Go on from values of a number, int64, shape (N, queries)."""
@@ -180,9 +181,12 @@ class _Walk:
             self._step(self.parts[f"embedding {number}"].gather(1, rows))
 
     def _step(self, seen: Tensor) -> None:
-        """One step of every LSTM, shape of `seen` (N, 1 or queries, WIDTH)."""
-        gates = torch.bmm(seen, self.parts["input"].mT) + self.parts["input bias"][:, None]
-        gates = gates + torch.bmm(self.hidden, self.parts["hidden"].mT) + self.parts["hidden bias"][:, None]
-        enter, forget, new, leave = gates.chunk(4, dim=2)
+        """One step of every LSTM, shape of `seen` (N, 1 or queries, WIDTH).
+
+        Queries come last, so that each quarter of the gates lies in one piece.
+        """
+        gates = torch.baddbmm(self.bias, self.parts["input"], seen.mT)
+        gates = gates + torch.bmm(self.parts["hidden"], self.hidden)
+        enter, forget, new, leave = gates.chunk(4, dim=1)
         self.cell = forget.sigmoid() * self.cell + enter.sigmoid() * new.tanh()
         self.hidden = leave.sigmoid() * self.cell.tanh()

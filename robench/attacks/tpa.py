@@ -9,18 +9,9 @@ import torch
 from torch import Tensor
 
 from robench.arrays import put, take
-from robench.attacks.interface import Answer, Examples, Query
-from robench.attacks.patches import (
-    ACTIONS,
-    PatchState,
-    advance,
-    begin_with_textures,
-    check_settings,
-    query,
-    remember,
-    rewards,
-    spaces,
-)
+from robench.attacks.interface import Answer, Examples
+from robench.attacks.patch_rounds import PatchRounds, TextureRounds
+from robench.attacks.patches import ACTIONS, PatchState, advance, fooled, remember, rewards, spaces
 from robench.attacks.policy import Policies, fresh, learn, sample
 from robench.budgets import PatchArea
 from robench.errors import ProtocolError, complaint
@@ -40,7 +31,7 @@ class Agent:
 
 
 @dataclass(frozen=True)
-class TPA:
+class TPA(TextureRounds):
     """Texture patch attack: a policy learns by its rewards which patch to paste, one patch after the other.
 
     Each example faces the textures of one class other than its own. For each patch a fresh LSTM policy draws
@@ -54,72 +45,49 @@ class TPA:
       et al. 2021, arXiv:2111.05464. Deviates: see docs/decisions/0010.
     """
 
-    textures: str
-    """Dictionary of textures: `mini`, `tpa-textures`, or a folder."""
-    textures_sha256: str
-    """Its digest."""
-    rounds: int = 50
-    """Rounds of queries for each patch, each followed by an update of the policy; the published 50 steps."""
-    queries: int = 500
-    """Queries of a round; the published 500."""
-    patches: int = 4
-    """Patches, fixed one after the other; Bai et al.'s 4."""
     learning_rate: float = 0.03
     """Of Adam; the published 0.03."""
     plateau: float = 1e-4
     """A search ends when the second difference of the mean reward is smaller; the published 1e-4. 0: never."""
-    targeted: bool = False
-    """Whether images must be taken for the class of the texture."""
 
     name = "tpa"
-    gradients = False
-    works_in = (PatchArea,)
 
     def __post_init__(self) -> None:
-        check_settings("TPA", rounds=self.rounds, queries=self.queries, patches=self.patches)
+        PatchRounds.__post_init__(self)
         if not self.learning_rate > 0:
             raise ProtocolError(complaint("TPA", "learning_rate", self.learning_rate, "more than 0"))
         if not self.plateau >= 0:
             raise ProtocolError(complaint("TPA", "plateau", self.plateau, "at least 0"))
 
-    @property
-    def steps(self) -> int:
-        """Number of the last query."""
-        return self.patches * self.rounds * self.queries
-
-    @property
-    def most_passes(self) -> tuple[int, int]:
-        """Passes with and without gradient of an example that survives."""
-        return 0, self.steps
-
     def start(self, examples: Examples, budget: PatchArea, draws: RandomSource) -> PatchState:
-        state = begin_with_textures(
-            examples,
-            budget,
-            draws,
-            textures=self.textures,
-            sha256=self.textures_sha256,
-            patches=self.patches,
-            targeted=self.targeted,
-        )
+        state = self.begin(examples, budget, draws)
         return self._propose(replace(state, agent=_fresh(draws, state)))
-
-    def ask(self, state: PatchState) -> Query:
-        return query(state, targeted=self.targeted)
 
     def tell(self, state: PatchState, answer: Answer) -> PatchState:
         reward = rewards(state, answer, targeted=self.targeted)
         state = remember(state, reward)
-        policies = learn(
-            state.agent.policies, state.actions, reward, learning_rate=self.learning_rate, spaces=spaces(state)
-        )
         means = torch.cat([state.agent.means[:, 1:], reward.mean(dim=1, keepdim=True)], dim=1)
-        state = replace(state, agent=Agent(policies, means))
+        state = replace(state, agent=Agent(self._learnt(state, reward, fooled(state, answer)), means))
         state, anew = advance(state, self._ended(state), patches=self.patches)
         if len(anew):
             beginners = _fresh(take(state.draws, anew), take(state, anew))
             state = replace(state, agent=put(state.agent, anew, beginners))
         return self._propose(state)
+
+    def _learnt(self, state: PatchState, reward: Tensor, over: Tensor) -> Policies:
+        """Policies after a round; those of slots whose search is over need not learn."""
+        policies: Policies = state.agent.policies
+        rows = (~over).nonzero()[:, 0]
+        if not len(rows):
+            return policies
+        learnt = learn(
+            take(policies, rows),
+            state.actions[rows],
+            reward[rows],
+            learning_rate=self.learning_rate,
+            spaces=spaces(state),
+        )
+        return put(policies, rows, learnt)
 
     def _ended(self, state: PatchState) -> Tensor:
         """Which searches have had all their rounds, or no longer learn, bool, shape (N,)."""
@@ -130,8 +98,7 @@ class TPA:
 
     def _propose(self, state: PatchState) -> PatchState:
         """The next round, drawn by the policies."""
-        step = state.fixed * self.rounds + state.round
-        uniforms = state.draws.uniform("tpa/actions", (self.queries, ACTIONS), step=step)
+        uniforms = state.draws.uniform("tpa/actions", (self.queries, ACTIONS), step=self.round_of(state))
         return replace(state, actions=sample(state.agent.policies, uniforms, spaces(state)))
 
 

@@ -11,6 +11,7 @@ from robench.bench.equivalence import measure_equivalence
 from robench.bench.measurement import Measurement, Settings
 from robench.bench.parity import measure_parity
 from robench.bench.pgd import measure_pgd
+from robench.bench.tpa import measure_tpa
 
 __all__ = ["CATALOGUE", "Bench", "Measurement", "Settings"]
 
@@ -62,6 +63,13 @@ CATALOGUE = {
         models=("mini-resnet-adv", "mini-resnet-gelu-adv", "mini-deit-adv", "photographs:resnet50"),
         images=512,
         run=measure_pgd,
+    ),
+    "tpa": Bench(
+        claim="Seconds of TPA beside a loop over images and pastes, and its queries beside the model's bare rate",
+        against="loop",
+        models=("mini-resnet", "linear", "mini-deit", "photographs:resnet50"),
+        images=64,
+        run=measure_tpa,
     ),
 }
 """Benches by name."""

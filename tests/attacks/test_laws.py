@@ -12,6 +12,7 @@ from robench.attacks.apgd import APGD
 from robench.attacks.drive import Finished, Stage, drive
 from robench.attacks.fab import FAB
 from robench.attacks.interface import Answer, Attack, Examples
+from robench.attacks.patch_ascent import WhiteBoxPatches
 from robench.attacks.patch_search import GreyPatches, RandomPatches
 from robench.attacks.pgd import PGD
 from robench.attacks.square import Square
@@ -32,11 +33,12 @@ ATTACKS: dict[str, Callable[[float], Attack]] = {
     "fab-t": lambda epsilon: FAB(steps=30, targets=3),
     "tpa": lambda epsilon: TPA(**noise_folder(), **SEARCH, plateau=0),
     "tpa-random": lambda epsilon: RandomPatches(**noise_folder(), **SEARCH),
+    "tpa-local": lambda epsilon: RandomPatches(**noise_folder(), **SEARCH, local_rounds=3),
     "tpa-gray": lambda epsilon: GreyPatches(**SEARCH, level=0),
+    "tpa-whitebox": lambda epsilon: WhiteBoxPatches(patches=2, positions=3, rounds=20),
 }
-PATCHES = {"tpa", "tpa-random", "tpa-gray"}
-DRAWS_NOTHING = {"fab-t"}
-NEEDS_NO_GRADIENT = {"square", *PATCHES}
+DRAWS_NOTHING = {"fab-t", "tpa-whitebox"}
+NEEDS_NO_GRADIENT = {"square", "tpa", "tpa-random", "tpa-local", "tpa-gray"}
 ACCURACY = {"fab-t": 0.02}
 """How close to the closed-form margin an attack gets on a linear model; 0.001 where it is not said."""
 MAKE: dict[str, Callable[[float], Budget]] = {**BUDGETS, "patches": lambda area: PatchArea(area, patches=2)}
@@ -48,8 +50,8 @@ EVERY = [
     if isinstance(MAKE[norm](0.1), ATTACKS[name](0.1).works_in)
 ]
 every_attack = pytest.mark.parametrize(("name", "norm"), EVERY)
-MIDDLING = {"linf": 0.02, "l2": 0.15, "patches": 0.15}
-"""Sizes under which some examples of the small network fall, and some do not."""
+MIDDLING = {"linf": 0.02, "l2": 0.15, "patches": 0.15, "tpa-whitebox": 0.04}
+"""Sizes under which some examples of the small network fall, and some do not, by norm or by attack."""
 
 
 def _size(norm: str, change: Tensor) -> Tensor:
@@ -83,6 +85,7 @@ def test_1_every_image_that_counts_is_inside_whatever_the_model_answers(name: st
         query = attack.ask(state)
         images = query.render(slice(None))[query.counts]
         assert bool((_size(norm, images - clean[query.rows][query.counts]) <= epsilon + TOLERANCE).all())
+        assert bool((budget.excess(images, clean[query.rows][query.counts]) <= TOLERANCE).all())
         assert bool(((images >= 0) & (images <= 1)).all())
         counted += len(images)
         shape = (len(query.rows), *clean.shape[1:])
@@ -115,7 +118,7 @@ def test_3_outcomes_depend_on_the_example_alone(name: str, norm: str) -> None:
     """Exactly, for a float64 model: any order, any company, any number of slots."""
     net = small_net(dtype=torch.float64)
     source = labelled_by(net, random_images(60))
-    epsilon = MIDDLING[norm]
+    epsilon = MIDDLING.get(name, MIDDLING[norm])
     alone = _run(net, source, name, norm, epsilon)
     fooled = [bool(outcome.fooled_at) for outcome in alone]
     assert any(fooled)
@@ -140,7 +143,7 @@ def test_4_radius_zero_changes_nothing(name: str, norm: str) -> None:
 def test_4_a_cascade_is_never_weaker_than_its_parts(name: str, norm: str) -> None:
     net = small_net()
     source = labelled_by(net, random_images(60))
-    epsilon = MIDDLING[norm]
+    epsilon = MIDDLING.get(name, MIDDLING[norm])
     budget = MAKE[norm](epsilon)
     weakest: Attack = PGD(step_size=epsilon / 20, steps=2)
     if norm == "patches":

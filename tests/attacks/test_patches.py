@@ -9,12 +9,15 @@ from torch import Tensor
 
 from robench.attacks.drive import Example, Finished, Stage, drive
 from robench.attacks.interface import Answer, Examples, Query
+from robench.attacks.patch_ascent import WhiteBoxPatches
 from robench.attacks.patch_search import GreyPatches, RandomPatches
 from robench.attacks.patches import (
     ACTIONS,
     Bank,
     PatchState,
     begin_with_textures,
+    crop,
+    cut,
     paste,
     pick,
     remember,
@@ -59,10 +62,12 @@ def test_pasting_is_what_a_loop_over_images_does_bit_by_bit() -> None:
     expected = images.clone()
     for index in range(300):
         row, column, texture, cut_row, cut_column = actions[index].tolist()
-        cut = bank.textures[int(page[index]), texture, :, cut_row : cut_row + side, cut_column : cut_column + side]
-        expected[index, :, row : row + side, column : column + side] = cut
-    assert torch.equal(paste(images.clone(), bank, page, actions, side), expected)
+        part = bank.textures[int(page[index]), texture, :, cut_row : cut_row + side, cut_column : cut_column + side]
+        expected[index, :, row : row + side, column : column + side] = part
+    found = paste(images.clone(), actions[:, :2], cut(bank, page, actions, side))
+    assert torch.equal(found, expected)
     assert not torch.equal(images, expected)
+    assert torch.equal(crop(found, actions[:, :2], side), cut(bank, page, actions, side))
 
 
 def test_a_query_renders_the_same_images_in_any_chunks() -> None:
@@ -263,6 +268,32 @@ def test_patches_that_cover_too_much_are_an_error_whatever_the_attack_says() -> 
         _run(attack, examples(random_images(20), [0] * 20), right)
 
 
+@dataclass(frozen=True)
+class Scattering(Greedy):
+    """Changes single pixels all over the image, no more of them than the area has."""
+
+    name = "scattering"
+
+    def ask(self, state: PatchState) -> Query:
+        query = self.inner.ask(state)
+
+        def render(part: slice) -> Tensor:
+            images = state.examples.images[query.rows[part]].clone()
+            images[:, :, [0, 0, 4, 7, 7], [0, 7, 4, 0, 7]] = 1.0
+            return images
+
+        return replace(query, render=render)
+
+
+def test_changes_that_are_no_four_squares_are_an_error_whatever_their_area() -> None:
+    """Five pixels of sixteen, too far apart for four squares of two pixels; measured where an image fools."""
+    attack = Scattering(RandomPatches(**noise_folder(), rounds=1, queries=9, patches=4))
+    source = examples(random_images(20, high=0.9), [0] * 20)
+    falls = lambda images: torch.stack([0.5 - images[:, 0, 4, 4], images[:, 0, 4, 4] - 0.95], dim=1)  # noqa: E731  # to one of them
+    with pytest.raises(BudgetError, match=r"^scattering: `image` is 1 outside its budget; expected at most 1e-06\."):
+        _run(attack, source, falls)
+
+
 def test_a_targeted_attack_counts_its_target_alone() -> None:
     attack = RandomPatches(**noise_folder(), rounds=2, queries=20, patches=4, targeted=True)
     net = small_net()
@@ -303,6 +334,50 @@ def test_a_target_that_the_users_model_denies_does_not_count() -> None:
     assert all(not each.fooled_at and each.unconfirmed for each in finished)
 
 
+# --- local search
+
+
+def test_local_search_stays_near_the_best_patch_and_comes_nearer() -> None:
+    attack = RandomPatches(**noise_folder(), rounds=5, queries=200, patches=2, local_rounds=4)
+    assert (attack.name, replace(attack, local_rounds=0).name) == ("tpa-local", "tpa-random")
+    size = torch.tensor([13, 13, 2, 5, 5])
+    state = attack.start(_clean(2, 16), PatchArea(0.25, 4), _draws(2))
+    assert spaces(state) == tuple(size.tolist())
+    spread = []
+    for turn in range(4):
+        images = attack.ask(state).render(slice(None))
+        state = attack.tell(state, Answer(_whiteness(images), None, None))
+        away = (state.actions - state.best[:, None]).abs()
+        reach = ((4 - turn) / 4 * size // 4).clamp(min=1)
+        reach[2] = 1  # any of two textures
+        assert bool((away <= reach).all())
+        assert bool((away == reach).any(dim=1).any(dim=0).all())
+        share = (away == 0).double().mean(dim=(0, 1))
+        assert bool((share > 0.45).all())
+        spread.append(int(away[:, :, 0].max()))
+    assert spread == sorted(spread, reverse=True)
+    assert spread[0] > spread[-1] == 1
+    state = attack.tell(state, Answer(_whiteness(attack.ask(state).render(slice(None))), None, None))
+    assert state.fixed.tolist() == [1, 1]  # the next patch is searched anywhere first
+    assert int((state.actions - state.best[:, None]).abs()[:, :, 0].max()) > 6
+
+
+def test_local_search_finds_what_random_search_does_not_with_as_many_queries() -> None:
+    """Rewards grow towards one patch of 186,050."""
+    found = {}
+    for local in (0, 20):
+        attack = RandomPatches(**noise_folder(), rounds=25, queries=40, patches=2, local_rounds=local)
+        state = attack.start(_clean(16, 64), PatchArea(0.02, 4), _draws(16))
+        goal = torch.tensor([40, 11, 1, 3, 2])
+        for _ in range(24):
+            logit = (state.actions - goal).abs().sum(dim=2).flatten().float()
+            wanted = torch.nn.functional.one_hot(state.examples.labels.repeat_interleave(40), 4)
+            state = attack.tell(state, Answer(logit[:, None] * wanted, None, None))
+        found[local] = int((state.best == goal).all(dim=1).sum())
+    assert found[0] <= 1
+    assert found[20] >= 14
+
+
 # --- grey
 
 
@@ -337,6 +412,7 @@ def test_patches_that_do_not_fit_the_budget_or_the_image_are_refused(
         TPA(**noise_folder(), patches=patches),
         RandomPatches(**noise_folder(), patches=patches),
         GreyPatches(patches=patches),
+        WhiteBoxPatches(patches=patches),
     ):
         with pytest.raises(BudgetError) as caught:
             attack.start(_clean(2), budget, _draws(2))
@@ -367,6 +443,14 @@ def test_textures_that_do_not_fit_are_refused(tmp_path: Any) -> None:
         (lambda: TPA("mini", "", learning_rate=0), "TPA: `learning_rate` is 0; expected more than 0."),
         (lambda: TPA("mini", "", plateau=-1), "TPA: `plateau` is -1; expected at least 0."),
         (lambda: RandomPatches("mini", "", patches=0), "RandomPatches: `patches` is 0; expected at least 1."),
+        (
+            lambda: RandomPatches("mini", "", rounds=5, local_rounds=5),
+            "RandomPatches: `local_rounds` is 5; expected from 0 to 4, so that a round of random search comes first.",
+        ),
+        (lambda: WhiteBoxPatches(patches=0), "WhiteBoxPatches: `patches` is 0; expected at least 1."),
+        (lambda: WhiteBoxPatches(positions=0), "WhiteBoxPatches: `positions` is 0; expected at least 1."),
+        (lambda: WhiteBoxPatches(rounds=0), "WhiteBoxPatches: `rounds` is 0; expected at least 1."),
+        (lambda: WhiteBoxPatches(step_size=0), "WhiteBoxPatches: `step_size` is 0; expected more than 0."),
         (lambda: GreyPatches(rounds=0), "GreyPatches: `rounds` is 0; expected at least 1."),
         (lambda: GreyPatches(level=2), "GreyPatches: `level` is 2; expected from 0 to 1."),
     ],

@@ -161,6 +161,23 @@ def test_every_patch_has_a_fresh_policy_of_its_own() -> None:
     )
 
 
+def test_a_round_that_fooled_teaches_its_own_slot_nothing() -> None:
+    attack = TPA(**noise_folder(), rounds=9, queries=6, patches=2, plateau=0)
+    clean = Examples(random_images(3), torch.tensor([0, 1, 2]), torch.zeros(3, 4))
+    state = attack.start(clean, PatchArea(0.25, 4), Draws.of(0, ["a", "b", "c"]))
+    logits = 3 * torch.nn.functional.one_hot(clean.labels.repeat_interleave(6), 4).float()
+    logits += torch.rand(18, 4, generator=torch.Generator().manual_seed(0))
+    logits[8] = torch.tensor([9.0, 0, 0, 0])  # the third query of the second slot
+    after = attack.tell(state, Answer(logits, None, None)).agent
+    assert after.policies.updates.tolist() == [1, 0, 1]
+    assert torch.equal(after.policies.weights[1], state.agent.policies.weights[1])
+    assert not torch.equal(after.policies.weights[0], state.agent.policies.weights[0])
+    logits[8] = torch.tensor([0.0, 3, 0, 0])
+    calm = attack.tell(state, Answer(logits, None, None)).agent
+    assert torch.equal(calm.policies.weights[[0, 2]], after.policies.weights[[0, 2]])
+    assert calm.policies.updates.tolist() == [1, 1, 1]
+
+
 # --- a model that falls to one texture at one place
 
 

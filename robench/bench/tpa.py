@@ -1,0 +1,121 @@
+"""TPA beside a loop over images and pastes, as it was published: seconds, verdicts, and the share of the model's rate.
+
+Ours lets go of an image at its first confirmed success; the published loop goes on for at least three rounds of
+every patch. So the loop is timed a second time with an end at the first success, and what batching gives and what
+stopping gives are seen apart. Both look at the faster copy of the model.
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robench.attacks.drive import Stage, drive
+from robench.attacks.tpa import TPA
+from robench.bench.measurement import Measurement, Settings, Stopwatch
+from robench.bench.patch_loop import LEAST_ROUNDS, attack_by_loop
+from robench.bench.scene import SLOTS, examples_of, mean_pace, pace, scene
+from robench.budgets import PatchArea
+from robench.classifier import Classifier, Passes
+from robench.data.textures import mini_textures
+from robench.errors import DataError, complaint
+from robench.fastpath import best_batch_size, pass_rate, quicken, repeated
+
+BUDGET = PatchArea(1 / 10, patches=4)
+ROUNDS, QUERIES = 25, 100
+"""As in `mini-tpa`."""
+
+
+def measure_tpa(settings: Settings) -> Measurement:
+    """Time both, and compare verdicts."""
+    if settings.epsilon is not None:
+        raise DataError(complaint("robench bench tpa", "epsilon", settings.epsilon, "none: patches have no radius"))
+    watch = Stopwatch()  # before our own work makes a load
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    model, images, labels = scene(settings)
+    model, images, labels = model.to(device), images.to(device), labels.to(device)
+    attack = TPA("mini", mini_textures().sha256, rounds=ROUNDS, queries=QUERIES)
+    own = Classifier(model, name=settings.model)
+    faster = quicken(own, images[:SLOTS], gradients=False)
+    assert faster.classifier.module is not None, "a bench runs on modules"
+    slots = _slots(faster.classifier, images)
+    peers = {"loop": LEAST_ROUNDS, "loop that stops at once": 1}
+    robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
+    shares, rates, queries = [], [], []
+    for seed in range(settings.repeats):
+        before = pace(faster.classifier, own, images)
+        run = _ours(attack, faster.classifier, own, images, labels, seed, slots)
+        watch.time("ours", run.seconds)
+        robust["ours"].append(run.robust)
+        queries.append(run.queries)
+        bare = mean_pace(before, pace(faster.classifier, own, images))
+        shares.append(bare.seconds(0, run.queries, run.confirmations) / run.seconds)
+        rates.append(1 / bare.labels)
+        for name, least in peers.items():
+            network = faster.classifier.module
+            loop = attack_by_loop(attack, network, images, labels, BUDGET, seed=seed, least=least)
+            watch.time(name, loop.seconds)
+            robust[name].append(loop.robust.cpu())
+    differ = [int((one != other).sum()) for one, other in zip(robust["ours"], robust["loop"], strict=True)]
+    return Measurement(
+        name="tpa",
+        model=settings.model,
+        examples=len(images),
+        ours_seconds=watch.median("ours"),
+        theirs_seconds=watch.median("loop"),
+        ours_robust=_mean(robust["ours"]),
+        theirs_robust=_mean(robust["loop"]),
+        verdicts_differ=statistics.mean(differ),
+        overhead=1 / statistics.median(shares),
+        details={
+            "against": "loop",
+            "repeats": settings.repeats,
+            "queries": statistics.median(queries),
+            "queries_per_second": statistics.median(queries) / watch.median("ours"),
+            "forward_rate": statistics.median(rates),
+            "share_of_forward_rate": statistics.median(shares),
+            "seconds_of_a_loop_that_stops_at_once": watch.median("loop that stops at once"),
+            "ratio_to_a_loop_that_stops_at_once": watch.median("loop that stops at once") / watch.median("ours"),
+            "device": device.type,
+            "slots": slots,
+            "fast_path": list(faster.measures),
+            "threads": torch.get_num_threads(),
+        },
+        doubts=watch.doubts(),
+    )
+
+
+@dataclass(frozen=True)
+class _Ours:
+    """Which examples are robust, how many images either model was shown, and seconds."""
+
+    robust: Tensor
+    queries: int
+    confirmations: int
+    seconds: float
+
+
+def _ours(
+    attack: TPA, faster: Classifier, own: Classifier, images: Tensor, labels: Tensor, seed: int, slots: int
+) -> _Ours:
+    source = examples_of(images, labels)
+    robust = torch.zeros(len(images), dtype=torch.bool)
+    for each in (own, faster):
+        each.passes = Passes()
+    began = time.perf_counter()
+    for finished in drive([Stage(attack)], faster, source, budget=BUDGET, seed=seed, slots=slots, confirm=own):
+        robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
+    return _Ours(robust, faster.passes.forward, own.passes.forward, time.perf_counter() - began)
+
+
+def _slots(classifier: Classifier, images: Tensor) -> int:
+    """Examples attacked at a time, as `robench.evaluate` has it."""
+    if classifier.device.type == "cpu":
+        return SLOTS
+    return best_batch_size(lambda size: pass_rate(classifier, repeated(images, size)))
+
+
+def _mean(verdicts: list[Tensor]) -> float:
+    return float(torch.stack(verdicts).double().mean())
