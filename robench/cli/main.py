@@ -10,8 +10,11 @@ from robench.cli.compare import compare
 from robench.cli.data import data
 from robench.cli.doctor import doctor
 from robench.cli.evaluate import evaluate, resume
+from robench.cli.leaderboard import leaderboard
 from robench.cli.screen import err
+from robench.cli.submit import submit
 from robench.cli.train import train
+from robench.cli.validate import validate
 from robench.errors import RobenchError
 
 app = typer.Typer(
@@ -23,7 +26,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)
-for command in (show, evaluate, resume, compare, train, doctor, bench):
+for command in (show, evaluate, resume, compare, submit, validate, leaderboard, train, doctor, bench):
     app.command()(command)
 app.add_typer(data, name="data")
 
