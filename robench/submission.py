@@ -203,7 +203,8 @@ def _problem(detail: ErrorDetails, known: tuple[type[BaseModel], ...]) -> tuple[
         return pointer, "an unknown key", "a key of the schema", did_you_mean(path[-1], keys)
     if detail["type"] == "missing":
         return pointer, "missing", "a value", "Add the key."
-    reason = re.sub(r"^(Value error, )?(expected |Input should |String should )?", "", detail["msg"])
+    reason = re.sub(r"^(Value error, )?(expected |Input should (be )?|String should )?", "", detail["msg"])
+    reason = re.sub(r"^match pattern", "text that matches", reason)
     return pointer, shown(detail["input"]), reason, ""
 
 

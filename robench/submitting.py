@@ -8,7 +8,7 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,9 +97,7 @@ def submit(
         if target.exists():
             advice = "Merged claims stay as they are. Choose another name with `--model`."
             raise SubmissionError(complaint(place, "folder", "there already", "a claim that is not there yet", advice))
-        target.mkdir(parents=True)
-        for name, content in contents.items():
-            (target / name).write_bytes(content)
+        _write(target, contents)
         report = validate([target], rules=rules)
         if not report.valid:
             raise SubmissionError("\n".join(map(str, errors(report.findings))))
@@ -107,9 +105,7 @@ def submit(
         _git(tree, "commit", "--quiet", "--message", f"Submit {model} under {protocol}")
         commands = _commands(branch, model, protocol)
         if pull_request:
-            _run(tree, commands[0])
-            taken_back.callback(_quietly, root, "push", "--quiet", "origin", "--delete", branch)
-            _run(tree, commands[1])
+            _open_pull_request(tree, branch, commands, taken_back)
         taken_back.pop_all()
     with suppress(SubmissionError):  # the branch holds everything; a folder in /tmp may stay
         _remove_worktree(root, tree)
@@ -131,6 +127,26 @@ def _checkout(repository: Path) -> Path:
             complaint(str(root), "repository", "another one", "one with benchmarks/protocols.lock", advice)
         )
     return root
+
+
+def _open_pull_request(tree: Path, branch: str, commands: Sequence[Sequence[str]], taken_back: ExitStack) -> None:
+    if _git(tree, "ls-remote", "origin", f"refs/heads/{branch}").strip():
+        advice = f"`git push origin --delete {branch}` deletes it."
+        found = f"`{branch}`, there already"
+        raise SubmissionError(complaint("origin", "branch", found, "a branch that is not there yet", advice))
+    taken_back.callback(_quietly, tree, "push", "--quiet", "origin", "--delete", branch)
+    for command in commands:
+        _run(tree, command)
+
+
+def _write(target: Path, contents: Mapping[str, bytes]) -> None:
+    try:
+        target.mkdir(parents=True)
+        for name, content in contents.items():
+            (target / name).write_bytes(content)
+    except OSError as error:
+        found = f"not writable ({error.strerror or type(error).__name__})"
+        raise SubmissionError(complaint(str(target), "submission", found, "room to write")) from error
 
 
 def _worktree(root: Path, branch: str, taken_back: ExitStack) -> Path:
