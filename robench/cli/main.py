@@ -6,6 +6,7 @@ import typer
 
 from robench.cli.bench import bench
 from robench.cli.catalogue import list_, show
+from robench.cli.comment import comment
 from robench.cli.compare import compare
 from robench.cli.data import data
 from robench.cli.doctor import doctor
@@ -26,7 +27,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)
-for command in (show, evaluate, resume, compare, submit, validate, leaderboard, train, doctor, bench):
+for command in (show, evaluate, resume, compare, submit, validate, leaderboard, comment, train, doctor, bench):
     app.command()(command)
 app.add_typer(data, name="data")
 

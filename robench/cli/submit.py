@@ -66,10 +66,14 @@ def submit(
 def _answered(said: dict[str, str | None]) -> dict[str, str]:
     """What was given as options, and the rest by asking where somebody can answer."""
     missing = [key for key, value in said.items() if value is None]
-    if missing and not sys.stdin.isatty():
+    if missing and not _can_answer():
         flags = ", ".join(f"--{key.replace('_', '-')}" for key in missing)
         raise SubmissionError(complaint("submit", flags, "missing", "a value for each", "Give them as options."))
     return {key: value if value is not None else typer.prompt(_QUESTIONS[key]) for key, value in said.items()}
+
+
+def _can_answer() -> bool:
+    return sys.stdin.isatty()
 
 
 def _loader(result: Result, given: list[str]) -> dict[str, str]:

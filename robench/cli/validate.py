@@ -1,5 +1,6 @@
 """`robench validate`: is everything in a submission as it must be."""
 
+from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -8,7 +9,7 @@ import typer
 
 from robench.cli.screen import err, out, print_json
 from robench.submission import FOLDER
-from robench.validation import Report
+from robench.validation import Report, Rules
 from robench.validation import validate as check
 from robench.validation.codes import page
 
@@ -33,6 +34,9 @@ def validate(
         ),
     ] = None,
     form: Annotated[Form, typer.Option("--format", help="How findings are written.")] = Form.text,
+    neighbours: Annotated[
+        bool, typer.Option("--neighbours", help="With JSON: the rows beside each claim, with paired tests.")
+    ] = False,
     codes: Annotated[bool, typer.Option("--codes", help="Explain every code, as Markdown, and stop.")] = False,
 ) -> None:
     """Check submissions: files, schemas, and every number from its outcomes. Exit code 1 if one is invalid."""
@@ -41,13 +45,19 @@ def validate(
         return
     report = check(paths or [Path(FOLDER)], base=base)
     if form is Form.json:
-        print_json(content(report))
+        print_json({**content(report), "rows": _rows(report) if neighbours else []})
     else:
         for finding in report.findings:
             out.print(str(finding) if form is Form.text else finding.annotation(), markup=False)
         err.print(summary(report), markup=False)
     if not report.valid:
         raise typer.Exit(1)
+
+
+def _rows(report: Report) -> list[dict[str, object]]:
+    from robench.leaderboard.neighbours import rows_beside
+
+    return [asdict(row) for row in rows_beside(report.checked, Rules.shipped())]
 
 
 def content(report: Report) -> dict[str, object]:

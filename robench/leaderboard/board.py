@@ -18,7 +18,7 @@ from robench.result import Metric, Result, holds
 from robench.submission import FOLDER, Submission
 from robench.validation import Claim, Finding, Rules, errors, examine
 from robench.validation.duplicates import check_duplicates, identities
-from robench.validation.reading import places
+from robench.validation.reading import Place, places
 
 
 @dataclass(frozen=True)
@@ -127,28 +127,33 @@ def build(repository: Path, rules: Rules | None = None) -> Board:
     Raises:
       SubmissionError: a submission is not valid, or a verdict is malformed.
     """
-    held = rules or Rules.shipped()
+    held, folder = rules or Rules.shipped(), repository / FOLDER
+    found, misplaced = places(folder) if folder.is_dir() else ([], [])
+    rows, wrong = rows_of(found, repository, held)
+    findings = [*misplaced, *wrong, *check_duplicates(identities(found), set(found))]
+    if errors(findings):
+        raise SubmissionError("\n".join(map(str, errors(findings))))
+    protocols = [protocol for protocol in held.protocols.values() if protocol.ranked]
+    active = [protocol for protocol in protocols if protocol.status == "active"]
+    superseded = [protocol for protocol in protocols if protocol.status == "superseded" and rows[protocol.exact_name]]
+    return Board(_tables(active, rows), _tables(superseded, rows), read_published())
+
+
+def rows_of(found: Sequence[Place], repository: Path, rules: Rules) -> tuple[dict[str, list[Row]], list[Finding]]:
+    """The rows of valid claims by protocol, without ranks, and what was found about all."""
     rows: dict[str, list[Row]] = defaultdict(list)
     findings: list[Finding] = []
-    folder = repository / FOLDER
-    found, findings = places(folder) if folder.is_dir() else ([], [])
     for place in found:
-        claim, wrong = examine(place, held)
+        claim, wrong = examine(place, rules)
         findings += wrong
         if claim is not None and not errors(wrong):
             rows[place.protocol].append(_row(claim, repository))
-    findings += check_duplicates(identities(found), set(found))
-    if errors(findings):
-        raise SubmissionError("\n".join(map(str, errors(findings))))
-    ranked = [protocol for protocol in held.protocols.values() if protocol.ranked]
-    active = [protocol for protocol in ranked if protocol.status == "active"]
-    superseded = [protocol for protocol in ranked if protocol.status == "superseded" and rows[protocol.exact_name]]
-    return Board(_tables(active, rows), _tables(superseded, rows), read_published())
+    return rows, findings
 
 
 def _tables(protocols: Sequence[Protocol], rows: dict[str, list[Row]]) -> list[Table]:
     ordered = sorted(protocols, key=lambda protocol: (protocol.id, -protocol.version))
-    return [Table(protocol, _ranked(rows[protocol.exact_name])) for protocol in ordered]
+    return [Table(protocol, ranked(rows[protocol.exact_name])) for protocol in ordered]
 
 
 def _row(claim: Claim, repository: Path) -> Row:
@@ -162,13 +167,13 @@ def _row(claim: Claim, repository: Path) -> Row:
     return replace(row, held=int(bits, 2))
 
 
-def _ranked(rows: Sequence[Row]) -> list[Row]:
+def ranked(rows: Sequence[Row]) -> list[Row]:
     """Rows by their headline, with rank intervals; refuted ones last, without."""
     standing = [row for row in rows if row.tier != "refuted"]
     intervals = rank_intervals(standing, _better)
-    ranked = [replace(row, ranks=ranks) for row, ranks in zip(standing, intervals, strict=True)]
+    placed = [replace(row, ranks=ranks) for row, ranks in zip(standing, intervals, strict=True)]
     refuted = [row for row in rows if row.tier == "refuted"]
-    return [row for group in (ranked, refuted) for row in sorted(group, key=_order)]
+    return [row for group in (placed, refuted) for row in sorted(group, key=_order)]
 
 
 def _better(first: Row, second: Row) -> bool:

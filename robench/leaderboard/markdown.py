@@ -39,7 +39,7 @@ def render(board: Board) -> str:
     lines += ["# As published", "", wording.PUBLISHED, ""]
     for published in board.published:
         lines += _published(published)
-    lines += ["# Tiers", "", *_grid(["tier", "what it means"], TIERS.items())]
+    lines += ["# Tiers", "", *grid(["tier", "what it means"], TIERS.items())]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -49,7 +49,7 @@ def _summary(board: Board) -> list[str]:
         return [wording.EMPTY, ""]
     names = [table.protocol.exact_name for table in tables]
     rows = [[escaped(model), *(_cell(found.get(name)) for name in names)] for model, found in board.summary]
-    return [wording.NO_SUMMARY_SCORE, "", *_grid(["model", *(f"{name} (rank)" for name in names)], rows)]
+    return [wording.NO_SUMMARY_SCORE, "", *grid(["model", *(f"{name} (rank)" for name in names)], rows)]
 
 
 def _cell(row: Row | None) -> str:
@@ -67,7 +67,7 @@ def _table(table: Table) -> list[str]:
     columns += [f"{table.rows[0].headline.name} [95 %]", "to clean"] if table.attacked else ["[95 %]"]
     columns += ["parameters", "training data", "engine", "tier", "caveats"]
     notes = [(row, caveat) for row in table.rows for caveat in row.result.caveats]
-    lines += _grid(columns, (_row(row, attacked=table.attacked) for row in table.rows))
+    lines += grid(columns, (_row(row, attacked=table.attacked) for row in table.rows))
     lines += [f"- {escaped(row.model)}: {escaped(caveat)}" for row, caveat in notes]
     return [*lines, ""] if notes else lines
 
@@ -95,10 +95,11 @@ def _published(table: Published) -> list[str]:
         "",
         about,
         "",
-        *_grid([escaped(c) for c in table.columns], rows),
+        *grid([escaped(c) for c in table.columns], rows),
     ]
 
 
-def _grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table as lines; its cells are Markdown already."""
     lines = [columns, ["---"] * len(columns), *rows]
     return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]

@@ -46,10 +46,19 @@ class Claim:
 
 @dataclass(frozen=True)
 class Report:
-    """What `validate` found, by file and code, and how many claims it looked at."""
+    """What `validate` found.
 
-    claims: int
+    Attributes:
+      checked: the claims it looked at.
+      findings: by file and code.
+    """
+
+    checked: Sequence[Place]
     findings: Sequence[Finding]
+
+    @property
+    def claims(self) -> int:
+        return len(self.checked)
 
     @property
     def valid(self) -> bool:
@@ -116,6 +125,5 @@ def validate(paths: Iterable[Path], *, base: str | None = None, rules: Rules | N
         findings += examine(place, held)[1]
     for root in roots:
         findings += check_duplicates(identities(places(root)[0]), set(chosen))
-    return Report(
-        len(chosen), tuple(sorted(dict.fromkeys(findings), key=lambda each: (each.file, each.code, each.pointer)))
-    )
+    ordered = sorted(dict.fromkeys(findings), key=lambda each: (each.file, each.code, each.pointer))
+    return Report(tuple(chosen), tuple(ordered))
