@@ -5,6 +5,7 @@
   const panel = document.getElementById("compare");
   const introduction = panel.textContent.trim();
   const state = {};
+  const MOST = 100; // rows of a table that are laid out before somebody asks for all
 
   const sections = [...document.querySelectorAll("section.protocol")].map((node) => {
     const table = node.querySelector("table.ranking");
@@ -15,7 +16,8 @@
     for (const point of node.querySelectorAll("svg a")) {
       points.set(point.dataset.row, [...(points.get(point.dataset.row) || []), point]);
     }
-    return { node, table, heads, keys, rows, points, protocol: node.dataset.protocol, index: Number(node.dataset.table) };
+    const [protocol, index, more] = [node.dataset.protocol, Number(node.dataset.table), node.querySelector("button.more")];
+    return { node, table, heads, keys, rows, points, protocol, index, more, order: rows, most: MOST };
   });
 
   function describe(row, keys) {
@@ -66,7 +68,6 @@
           (!state.tier || tier.text === state.tier) &&
           (least === null || (size !== null && size >= least)) &&
           (most === null || (size !== null && size <= most));
-        each.row.hidden = !each.shown;
         for (const point of section.points.get(each.index) || []) point.toggleAttribute("hidden", !each.shown);
         if (each.shown && !section.node.hidden) count += 1;
       }
@@ -93,7 +94,18 @@
         const unknown = value(a) === null || value(b) === null;
         return (unknown ? 1 : sign) * order(value(a), value(b)) || a.index - b.index;
       });
-      section.table.tBodies[0].append(...sorted.map((each) => each.row));
+      section.order = sorted;
+    }
+    layOut();
+  }
+
+  function layOut() {
+    for (const section of sections) {
+      if (!section.table) continue;
+      const shown = section.order.filter((each) => each.shown);
+      section.table.tBodies[0].replaceChildren(...shown.slice(0, section.most).map((each) => each.row));
+      section.more.hidden = shown.length <= section.most;
+      section.more.textContent = `Show all ${shown.length} rows`;
     }
   }
 
@@ -226,8 +238,7 @@
 
   function download(section) {
     const keys = section.keys.filter((key) => key);
-    const known = new Map(section.rows.map((each) => [each.row, each]));
-    const rows = [...section.table.tBodies[0].rows].map((row) => known.get(row)).filter((each) => each.shown);
+    const rows = section.order.filter((each) => each.shown);
     const raw = new Set(["clean", "robust", "difference", "parameters", "caveats"]);
     const lines = rows.map((each) => keys.map((key) => field(String((raw.has(key) ? each.values[key].value : each.values[key].text) ?? ""))));
     const text = [keys, ...lines].map((cells) => cells.join(",")).join("\n") + "\n";
@@ -265,11 +276,16 @@
       });
     }
     section.node.querySelector("button.csv")?.addEventListener("click", () => download(section));
+    section.more?.addEventListener("click", () => {
+      section.most = Infinity;
+      layOut();
+    });
   }
   form.addEventListener("input", () => {
     for (const field of form.elements) if (field.name) state[field.name] = field.value;
     write();
     filter();
+    layOut();
   });
   form.addEventListener("submit", (event) => event.preventDefault());
   form.addEventListener("reset", (event) => {
