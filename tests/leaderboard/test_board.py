@@ -180,17 +180,20 @@ def test_answers_are_ranked_by_their_mean(tmp_path: Path) -> None:
     rules = toy_rules(200, attack__draws=20, score={"asks": 20})
 
     def asked(seed: int, rights: int) -> list[Outcome]:
-        drawn = enumerate(toy_outcomes(200, seed=seed))
-        counts = {"clean_right": 20, "fooled_at": ()}
-        return [replace(each, **counts, attacked_right=(rights + index) % 21) for index, each in drawn]
+        drawn = toy_outcomes(200, seed=seed)
+        return [replace(each, fooled_at=(), clean_right=20, attacked_right=rights + seed) for each in drawn]
 
-    for seed, (name, rights) in enumerate([("alpha", 3), ("beta", 11)]):
+    for seed, (name, rights) in enumerate([("alpha", 3), ("beta", 11), ("gamma", 1)]):
         claim(tmp_path, name, rules=rules, seed=seed, outcomes=asked(seed, rights))
     rows = build(tmp_path, rules).active[0].rows
     assert all(row.held is None and row.answers is not None for row in rows)
-    assert {row.ranks for row in rows} <= {(1, 1), (2, 2), (1, 2)}
+    assert [(row.model, row.headline.numerator, row.ranks) for row in rows] == [
+        ("beta", 2400, (1, 1)),
+        ("alpha", 600, (2, 3)),
+        ("gamma", 600, (2, 3)),
+    ]
     page = render_page(build(tmp_path, rules))
-    assert '"held":[null,null]' in page
+    assert '"held":[null,null,null]' in page
 
 
 # --- as published
@@ -220,11 +223,10 @@ def test_published_figures_say_where_they_stand_and_are_numbers() -> None:
 def test_points_lie_where_their_values_say() -> None:
     plot = shares("clean", "robust", [(0.0, 0.0), (1.0, 1.0), (0.5, 0.25)])
     spots = [(float(x), float(y)) for _, x, y in plot.points]
-    assert spots[0] == (LEFT, HEIGHT - BOTTOM)
-    assert spots[1] == (WIDTH - RIGHT, TOP)
-    assert spots[2] == pytest.approx(
-        ((LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) / 4), abs=0.1
-    )
+    corners = [(LEFT, HEIGHT - BOTTOM), (WIDTH - RIGHT, TOP)]
+    middle, quarter = (LEFT + WIDTH - RIGHT) / 2, HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) / 4
+    for spot, expected in zip(spots, [*corners, (middle, quarter)], strict=True):
+        assert spot == pytest.approx(expected, abs=0.1)
 
 
 @pytest.mark.parametrize(
