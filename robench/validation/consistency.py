@@ -45,7 +45,7 @@ def _checks(protocol: Protocol, *, native: bool) -> dict[str, Check]:
     last = protocol.score.steps[-1] if protocol.score.scoring == "last iterate" else None
     checks["RB503"] = lambda outcome: _broken(outcome, last)
     checks["RB504"] = lambda outcome: _robust(outcome, last, native=native)
-    steps = protocol.attack.settings.get("steps") if not protocol.score.stages else None
+    steps = protocol.attack.settings.get("steps") if protocol.attack.kind == "pgd" else None  # others count queries
     most = steps if isinstance(steps, int) else None
     checks["RB505"] = lambda outcome: _steps(outcome, protocol.score.stages, most)
     return checks
