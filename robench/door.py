@@ -6,6 +6,7 @@ Not here: the run itself (`evaluation`), and what a model must be like (`classif
 import dataclasses
 import typing
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,9 +23,20 @@ from robench.classifier import DOOR_ROWS, FIX_THE_DRAWS, Classifier
 from robench.data import Source
 from robench.data.mini import pinned_images
 from robench.data.source import Unreadable, check_image
+from robench.data.textures import read_folder
 from robench.errors import BudgetError, DataError, ProtocolError, RunError, complaint, did_you_mean
-from robench.protocol import FRACTION_FORM, AttackSpec, BallSpec, PatchSpec, Protocol, ScoreSpec, fraction
+from robench.protocol import (
+    FRACTION_FORM,
+    AttackSpec,
+    BallSpec,
+    PatchSpec,
+    Protocol,
+    ScoreSpec,
+    fraction,
+    parse_protocol,
+)
 from robench.randomness import Draws
+from robench.registry import Registered
 from robench.result import ModelRecord
 from robench.zoo import Loaded
 
@@ -42,9 +54,32 @@ UNSEEDED = (
 )
 
 
-def build_attack(protocol: Protocol) -> tuple[Sequence[AnyStage], Budget]:
+def with_textures(registered: Registered, folder: str | Path) -> Registered:
+    """The same protocol with the textures in a folder; where these are others, it is another protocol, and unofficial.
+
+    Raises:
+      RunError: the attack pastes no textures.
+      DataError: the folder holds no dictionary.
+    """
+    protocol = registered.protocol
+    pinned = protocol.attack.settings.get("textures_sha256") if protocol.attack is not None else None
+    if pinned is None:
+        expected = f"none with {protocol.exact_name}, which pastes no textures"
+        raise RunError(complaint("evaluate", "textures", f"`{folder}`", expected))
+    found = read_folder(Path(folder)).sha256
+    if found == pinned:
+        return registered
+    content = protocol.model_dump(mode="json", by_alias=True, exclude_none=True)
+    content["attack"] |= {"textures": "own", "textures_sha256": found}
+    return Registered(parse_protocol(content, where=protocol.id), official=False)
+
+
+def build_attack(protocol: Protocol, *, textures: str | Path | None = None) -> tuple[Sequence[AnyStage], Budget]:
     """The stages and the budget of a protocol; its keys are checked against the attack's fields.
 
+    Args:
+      protocol: says which.
+      textures: folder in which its textures lie; None: where the protocol and this machine say.
     Raises:
       ProtocolError: the attack is unknown, not for this budget, or a key is unknown, missing or of the wrong type.
       RunError: what the attack needs is not installed.
@@ -60,6 +95,8 @@ def build_attack(protocol: Protocol) -> tuple[Sequence[AnyStage], Budget]:
         if key not in fields:
             raise ProtocolError(complaint(where, f"attack.{key}", "unknown", "a field", did_you_mean(key, fields)))
         settings[key] = _setting(where, key, value, types[key])
+    if textures is not None:
+        settings["textures"] = str(textures)
     for key, field in fields.items():
         if key not in settings and field.default is dataclasses.MISSING:
             raise ProtocolError(complaint(where, f"attack.{key}", "missing", "a value", "Add the key."))

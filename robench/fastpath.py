@@ -30,6 +30,8 @@ MEASURES = (FOLDED, CHANNELS_LAST, INFERENCE)
 """What is tried by default."""
 TOLERANCE = 1e-4
 """How far logits may move, in units of the largest one (at least 1); float32 rounding moves them 1e-6."""
+SMALL = 64 * 64
+"""Pixels of an image up to which a CPU takes 128 of them at a time; of larger ones, 64 (docs/decisions/0005)."""
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,11 @@ def repeated(images: Tensor, count: int) -> Tensor:
 def _wait(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def cpu_slots(images: Tensor) -> int:
+    """How many examples of the size of these images, shape (N, 3, H, W), are attacked at a time on a CPU."""
+    return 128 if images.shape[2] * images.shape[3] <= SMALL else 64
 
 
 def best_batch_size(measure: Callable[[int], float], *, start: int = 32, most: int = 1024, gain: float = 1.05) -> int:

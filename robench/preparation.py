@@ -30,9 +30,19 @@ from robench.door import (
     model_record,
     randomness_caveats,
     rehearse,
+    with_textures,
 )
 from robench.errors import DataError, RobenchError, RunError, complaint
-from robench.fastpath import COMPILED, MEASURES, FastPath, best_batch_size, pass_rate, quicken, repeated
+from robench.fastpath import (
+    COMPILED,
+    MEASURES,
+    FastPath,
+    best_batch_size,
+    cpu_slots,
+    pass_rate,
+    quicken,
+    repeated,
+)
 from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered
@@ -43,8 +53,6 @@ from robench.zoo import resolve as resolve_model
 
 SHARD_SIZE = 64
 """Examples that are written to disk together."""
-CPU_SLOTS = 64
-"""Examples attacked at a time on a CPU: more waste padding in the tail, fewer lose speed (docs/decisions/0005)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +62,7 @@ class Options:
     Attributes:
       name: what to call a model that was handed in; by default its class or function.
       weights: safetensors file for a named model.
+      textures: folder with the textures that the protocol pastes; others than its own make the result unofficial.
       fresh: start over instead of resuming or reusing the run in this folder.
       shard_size: examples written to disk together.
       engine: `native`, or `reference` for AutoAttack and its stages by pyautoattack: no resuming inside a
@@ -69,6 +78,7 @@ class Options:
 
     name: str | None = None
     weights: str | Path | None = None
+    textures: str | Path | None = None
     fresh: bool = False
     shard_size: int = SHARD_SIZE
     engine: Literal["native", "reference"] = "native"
@@ -141,8 +151,11 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
     Raises:
       ProtocolError, ModelError, DataError, RunError: see `robench.errors`.
     """
-    protocol, options = registered.protocol, request.options
-    stages, budget = build_attack(protocol)
+    options = request.options
+    if options.textures is not None:
+        registered = with_textures(registered, options.textures)
+    protocol = registered.protocol
+    stages, budget = build_attack(protocol, textures=options.textures)
     if options.engine == "reference":
         _check_asked_once(protocol, "engine", "`reference`", RunError)
         check_reference([stage.attack for stage in stages])
@@ -186,6 +199,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             official=registered.official,
             model=model,
             weights=str(Path(options.weights).resolve()) if options.weights is not None else None,
+            textures=str(Path(options.textures).resolve()) if options.textures is not None else None,
             data=data,
             shard_size=options.shard_size,
             attack_revision=REVISION,
@@ -234,7 +248,7 @@ def _check_asked_once(protocol: Protocol, argument: str, found: str, error: type
 def _slots(classifier: Classifier, batch: Tensor) -> int:
     """Examples attacked at a time where the caller does not say."""
     if classifier.device.type == "cpu":
-        return CPU_SLOTS
+        return cpu_slots(batch)
     rows = batch.to(classifier.device)
     return best_batch_size(lambda size: pass_rate(classifier, repeated(rows, size)))
 

@@ -75,6 +75,8 @@ class Plan(_Record):
     model: ModelRecord
     weights: str | None = None
     """Path of the weights file that was named, for `robench resume`."""
+    textures: str | None = None
+    """Path of the texture dictionary that was named, for `robench resume`."""
     data: PlannedData
     shard_size: int = Field(gt=0)
     attack_revision: int

@@ -590,9 +590,7 @@ def test_textures_that_are_not_there_are_missed_before_any_other_protocol_runs(t
     broken.write_text(patches.read_text().replace(noise_folder()["textures"], str(tmp_path / "nowhere")))
     with pytest.raises(DataError, match=r"nowhere/manifest\.json: `file` is unreadable"):
         evaluate(_never, [patches, broken], data=(random_images(2), [0, 1]), run_dir=tmp_path / "run")
-    with pytest.raises(
-        DataError, match=r"^robench: `textures` is nowhere; expected the textures of `patchattack-demo`\."
-    ):
+    with pytest.raises(DataError, match=r"^robench: `textures` is nowhere; expected `tpa-textures`\. Fetch them with "):
         evaluate(_never, "tpa", data=(random_images(2, 224), [0, 1]), run_dir=tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

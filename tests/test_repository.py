@@ -176,11 +176,13 @@ def test_the_wheel_holds_what_runs_without_a_checkout(wheel: Path) -> None:
     expected |= {"robench_benchmarks/protocols.lock", "robench_benchmarks/__init__.py"}
     expected |= {"robench/py.typed", "robench/data/mini/attack_set.webp"}
     expected |= {f"robench/data/imagenet/{name}.txt.gz" for name in ("val_5000", "wnids")}
-    recipes = sorted((ROOT / "robench" / "training" / "recipes").glob("*.toml"))
+    recipes = sorted((ROOT / "robench").glob("*/recipes/*.toml"))
     weights = [path for path in (ROOT / "robench" / "zoo" / "weights").iterdir() if path.name != ".gitkeep"]
     code = sorted((ROOT / "robench").rglob("*.py"))
-    assert recipes
-    expected |= {str(path.relative_to(ROOT)) for path in [*recipes, *weights, *code]}
+    textures = list((ROOT / "robench" / "data" / "mini" / "textures").iterdir())
+    assert len(textures) == 3
+    assert {path.parts[-3] for path in recipes} == {"training", "synthesis"}
+    expected |= {str(path.relative_to(ROOT)) for path in [*recipes, *weights, *textures, *code]}
     assert expected - _names(wheel) == set()
 
 

@@ -38,7 +38,7 @@ class RandomPatches:
     """
 
     textures: str
-    """Dictionary of textures: `mini`, `patchattack-demo`, or a folder."""
+    """Dictionary of textures: `mini`, `tpa-textures`, or a folder."""
     textures_sha256: str
     """Its digest."""
     rounds: int = 50

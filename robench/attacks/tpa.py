@@ -55,7 +55,7 @@ class TPA:
     """
 
     textures: str
-    """Dictionary of textures: `mini`, `patchattack-demo`, or a folder."""
+    """Dictionary of textures: `mini`, `tpa-textures`, or a folder."""
     textures_sha256: str
     """Its digest."""
     rounds: int = 50

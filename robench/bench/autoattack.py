@@ -15,10 +15,10 @@ from robench.attacks.drive import Stage, drive
 from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import RADIUS, SLOTS, best_size, examples_of, mean_pace, pace, scene
+from robench.bench.scene import RADIUS, best_size, examples_of, mean_pace, pace, scene
 from robench.budgets import Ball, LinfBall
 from robench.classifier import Classifier, Passes
-from robench.fastpath import quicken
+from robench.fastpath import cpu_slots, quicken
 from robench.protocol import fraction
 
 
@@ -47,7 +47,7 @@ def measure_autoattack(settings: Settings) -> Measurement:
     overheads = []
     for seed in range(settings.repeats):
         began = time.perf_counter()
-        faster = quicken(Classifier(model), images[:SLOTS])
+        faster = quicken(Classifier(model), images[: cpu_slots(images)])
         copying = time.perf_counter() - began
         runs = _ours(stages, model, faster.classifier, images, labels, budget, seed)
         ours.append(runs)
@@ -97,9 +97,9 @@ def _ours(
     now = pace(faster, own, images)
     for stage in stages:
         own.passes, faster.passes = Passes(), Passes()
-        source = [example for example in everything if robust[example.index]]
+        source, slots = [example for example in everything if robust[example.index]], cpu_slots(images)
         began = time.perf_counter()
-        for finished in drive([Stage(stage)], faster, source, budget=budget, seed=seed, slots=SLOTS, confirm=own):
+        for finished in drive([Stage(stage)], faster, source, budget=budget, seed=seed, slots=slots, confirm=own):
             robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
         seconds = time.perf_counter() - began
         gradients, confirmations = faster.passes.backward, own.passes.forward

@@ -23,11 +23,11 @@ from robench.attacks.drive import Stage, drive
 from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings
-from robench.bench.scene import RADIUS, SLOTS, examples_of, scene
+from robench.bench.scene import RADIUS, examples_of, scene
 from robench.budgets import Ball, LinfBall
 from robench.classifier import Classifier
 from robench.errors import DataError, complaint
-from robench.fastpath import quicken
+from robench.fastpath import cpu_slots, quicken
 from robench.protocol import fraction
 
 MARGIN = 0.01
@@ -52,7 +52,8 @@ def measure_equivalence(settings: Settings) -> Measurement:
         "reference": lambda seed: _theirs(stages, model, images, labels, budget, seed),
     }
     # The reference's verdicts depend on its batch: one size for all runs, whatever is fastest today.
-    about = f"{settings.model}|{state_digest(model.state_dict())}|{SLOTS}|{len(images)}|{epsilon}|{stages!r}|{REVISION}"
+    size = cpu_slots(images)
+    about = f"{settings.model}|{state_digest(model.state_dict())}|{size}|{len(images)}|{epsilon}|{stages!r}|{REVISION}"
     runs: dict[str, list[Run]] = {side: [] for side in sides}
     for seed, (side, verdicts) in itertools.product(range(settings.repeats), sides.items()):
         runs[side].append(_kept(settings.folder, f"{about}|{side}|{seed}", partial(verdicts, seed)))
@@ -120,11 +121,11 @@ def _ours(
     stages: Sequence[Attack], model: nn.Module, images: Tensor, labels: Tensor, budget: Ball, seed: int
 ) -> Tensor:
     own = Classifier(model)
-    faster = quicken(own, images[:SLOTS]).classifier
+    faster = quicken(own, images[: cpu_slots(images)]).classifier
     source = examples_of(images, labels)
     robust = torch.zeros(len(images), dtype=torch.bool)
     cascade = [Stage(stage) for stage in stages]
-    for finished in drive(cascade, faster, source, budget=budget, seed=seed, slots=SLOTS, confirm=own):
+    for finished in drive(cascade, faster, source, budget=budget, seed=seed, slots=cpu_slots(images), confirm=own):
         robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
     return robust
 
@@ -132,7 +133,9 @@ def _ours(
 def _theirs(
     stages: Sequence[Attack], model: nn.Module, images: Tensor, labels: Tensor, budget: Ball, seed: int
 ) -> Tensor:
-    *_, last = attack_by_reference(stages, model, images, labels, budget=budget, seed=seed, batch_size=SLOTS)
+    *_, last = attack_by_reference(
+        stages, model, images, labels, budget=budget, seed=seed, batch_size=cpu_slots(images)
+    )
     model.zero_grad()  # FAB's reference leaves gradients in the parameters
     return last.robust
 

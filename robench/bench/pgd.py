@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from robench.attacks.drive import Stage, drive
 from robench.attacks.pgd import PGD
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import SLOTS, best_size, examples_of, mean_pace, pace, scene
+from robench.bench.scene import best_size, examples_of, mean_pace, pace, scene
 from robench.budgets import LinfBall
 from robench.classifier import Classifier, Passes
 from robench.errors import DataError, complaint
-from robench.fastpath import quicken
+from robench.fastpath import cpu_slots, quicken
 from robench.protocol import fraction
 
 STEPS = 40
@@ -37,7 +37,7 @@ def measure_pgd(settings: Settings) -> Measurement:
     model, images, labels = scene(settings)
     classifier = Classifier(model, name=settings.model)
     epsilon = _radius(settings, model, images, labels)
-    quick = quicken(classifier, images[:SLOTS])
+    quick = quicken(classifier, images[: cpu_slots(images)])
     assert quick.classifier.module is not None, "a bench runs on modules"
     sizes = [best_size(each, images) for each in (classifier, quick.classifier)]
     peers = {"foolbox": (model, sizes[0]), "foolbox on the fast path": (quick.classifier.module, sizes[1])}
@@ -119,13 +119,13 @@ def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, s
     robust = torch.zeros(len(images), dtype=torch.bool)
     began = time.perf_counter()
     own = Classifier(model)
-    faster = quicken(own, images[:SLOTS]).classifier
+    faster = quicken(own, images[: cpu_slots(images)]).classifier
     copied = time.perf_counter()
     for each in (own, faster):
         each.passes = Passes()
     stage = Stage(PGD(step_size=float(_step_size(epsilon)), steps=STEPS))
     budget = LinfBall(float(epsilon))
-    for finished in drive([stage], faster, source, budget=budget, seed=seed, slots=SLOTS, confirm=own):
+    for finished in drive([stage], faster, source, budget=budget, seed=seed, slots=cpu_slots(images), confirm=own):
         robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
     return _Ours(robust, own.passes, faster.passes, copied - began, time.perf_counter() - copied)
 

@@ -19,8 +19,6 @@ from robench.zoo import load_model
 
 RADIUS = "4/255"
 """The radius of `mini-autoattack-linf`, under which most survive."""
-SLOTS = 64
-"""As `robench.evaluate` on a CPU."""
 SIZES = (16, 32, 64, 128)
 """Batch sizes tried, as far as there are images to fill more than half of them."""
 

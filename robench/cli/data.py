@@ -1,4 +1,4 @@
-"""`robench data check`: are these a protocol's images, and can they be read."""
+"""`robench data`: are these a protocol's images, and can they be read; and fetching what others publish."""
 
 import dataclasses
 from pathlib import Path
@@ -9,7 +9,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from robench.cli.screen import bar, out, print_json
-from robench.errors import first_few
+from robench.errors import DataError, complaint, did_you_mean, first_few
 from robench.protocol import Protocol
 from robench.registry import resolve
 
@@ -19,12 +19,43 @@ if TYPE_CHECKING:
 SHOWN = 5
 """Names of a kind in the table; `--json` has all."""
 
-data = typer.Typer(no_args_is_help=True, help="Look at the images that protocols use.")
+data = typer.Typer(no_args_is_help=True, help="Look at the data that protocols use, and fetch them.")
 
 
 @data.callback()
 def _data() -> None:
     pass
+
+
+@data.command()
+def fetch(
+    name: Annotated[str, typer.Argument(help="`tpa-textures`: the 60 textures of PatchAttack (MIT), 36 MB.")],
+    to: Annotated[Path | None, typer.Option(help="Folder; default one in the cache, where it is found.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Another place with the same files.")] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that the server may say nothing.")] = 30.0,
+) -> None:
+    """Fetch published data that protocols pin by digest; the same call goes on where one was stopped."""
+    from robench.data.fetching import PUBLICATIONS
+    from robench.data.fetching import fetch as get
+    from robench.data.locations import cached, variable
+
+    if name not in PUBLICATIONS:
+        advice = did_you_mean(name, PUBLICATIONS)
+        raise DataError(complaint("robench data fetch", "name", f"`{name}`", "what can be fetched", advice))
+    folder = to if to is not None else cached(name)
+    publication = PUBLICATIONS[name]
+    with bar() as progress:
+        task = progress.add_task(name, total=len(publication.files) + 1, note="")
+        fetched = get(
+            publication,
+            folder,
+            base_url=base_url,
+            timeout=timeout,
+            on_file=lambda done: progress.update(task, completed=done),
+        )
+    out.print(f"{'Fetched' if fetched else 'Already there'}: {folder}", markup=False)
+    if to is not None:
+        out.print(f"Name it with `--textures {folder}`, or set {variable(name)}.", markup=False)
 
 
 @data.command()

@@ -84,6 +84,9 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
     weights: Annotated[Path | None, typer.Option(help="A safetensors file for a named model.")] = None,
+    textures: Annotated[
+        Path | None, typer.Option(help="Folder with the textures that the protocol pastes; others make it unofficial.")
+    ] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images; default up to 4.")] = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
@@ -118,6 +121,7 @@ def evaluate(
         arguments["options"] = Options(
             name=name,
             weights=weights,
+            textures=textures,
             fresh=fresh,
             workers=workers,
             engine=engine,  # type: ignore[arg-type]  # checked at the door, with a message

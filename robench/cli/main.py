@@ -14,6 +14,7 @@ from robench.cli.evaluate import evaluate, resume
 from robench.cli.leaderboard import leaderboard
 from robench.cli.screen import err
 from robench.cli.submit import submit
+from robench.cli.textures import textures
 from robench.cli.train import train
 from robench.cli.validate import validate
 from robench.errors import RobenchError
@@ -30,6 +31,7 @@ app.command("list")(list_)
 for command in (show, evaluate, resume, compare, submit, validate, leaderboard, comment, train, doctor, bench):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(textures, name="textures")
 
 
 @app.callback()

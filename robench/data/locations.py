@@ -4,6 +4,8 @@ First the environment variable `ROBENCH_<NAME>`, then the configuration, `~/.con
 
     [data]
     imagenet = "/data/imagenet"
+
+and last what `robench data fetch` put into the cache.
 """
 
 import os
@@ -45,6 +47,12 @@ def configuration_file() -> Path:
     return (home if home.is_absolute() else Path.home() / ".config") / "robench" / "config.toml"
 
 
+def cached(name: str) -> Path:
+    """Where a fetched data set lies unless the user says otherwise; `XDG_CACHE_HOME` moves it."""
+    home = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (home if home.is_absolute() else Path.home() / ".cache") / "robench" / name
+
+
 def locate(name: str, *, known: Iterable[str]) -> Location | None:
     """Where a data set lies, or None where nothing says it.
 
@@ -59,7 +67,9 @@ def locate(name: str, *, known: Iterable[str]) -> Location | None:
         return Location(Path(named).expanduser(), variable(name))
     file = configuration_file()
     path = _configured(file, known).get(name)
-    return Location(path, str(file)) if path is not None else None
+    if path is not None:
+        return Location(path, str(file))
+    return Location(cached(name), "`robench data fetch`") if cached(name).is_dir() else None
 
 
 def _configured(file: Path, known: Iterable[str]) -> dict[str, Path]:

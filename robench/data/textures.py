@@ -4,9 +4,12 @@ Pixels are in [0, 1] and know nothing of any model's normalisation. A dictionary
 its values. On disk it is a folder with `textures.safetensors` and `manifest.json`; the published folder of
 PatchAttack is read as well.
 
-Not here: how textures are pasted (`robench.attacks.patches`).
+Not here: how textures are made (`robench.synthesis`), fetched (`fetching.py`) and pasted
+(`robench.attacks.patches`).
 """
 
+import importlib.resources
+import io
 import json
 import pickle
 import re
@@ -22,7 +25,7 @@ from torch import Tensor
 
 from robench.arrays import state_digest
 from robench.data.locations import Location, way_to_name
-from robench.data.mini import texture_sheets
+from robench.data.writing import written_whole
 from robench.errors import DataError, complaint, first_few
 
 SCHEMA = "robench.textures/1"
@@ -80,9 +83,13 @@ class TextureDictionary:
 
 
 def write_textures(dictionary: TextureDictionary, folder: Path) -> None:
-    """Write a dictionary into a folder, which is made; the same dictionary gives the same bytes."""
+    """Write a dictionary into a folder, which is made; the same dictionary gives the same bytes.
+
+    Where every value is a whole number of 255ths, these are written, a byte each, and nothing is lost.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({"textures": dictionary.textures.contiguous()}, folder / "textures.safetensors")
+    with written_whole(folder / "textures.safetensors") as path:
+        save_file({"textures": _smallest(dictionary.textures)}, path)
     manifest = {
         "schema": SCHEMA,
         "about": dictionary.about,
@@ -90,7 +97,24 @@ def write_textures(dictionary: TextureDictionary, folder: Path) -> None:
         "shape": list(dictionary.textures.shape),
         "sha256": dictionary.sha256,
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    with written_whole(folder / "manifest.json") as path:
+        path.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _smallest(textures: Tensor) -> Tensor:
+    """The values as uint8 if dividing these by 255 gives the same float32, else as they are."""
+    levels = (textures * 255).round().to(torch.uint8)
+    return levels if torch.equal(levels.float() / 255, textures) else textures.contiguous()
+
+
+def read_folder(folder: Path) -> TextureDictionary:
+    """Read a dictionary in either form: ours, or the one that PatchAttack publishes.
+
+    Raises:
+      DataError: as `read_textures` and `read_published` do.
+    """
+    published = any(folder.glob("attention-style_t-label_*"))
+    return read_published(folder) if published else read_textures(folder)
 
 
 def read_textures(folder: Path) -> TextureDictionary:
@@ -108,11 +132,13 @@ def read_textures(folder: Path) -> TextureDictionary:
         raise DataError(complaint(str(path), "file", f"unreadable ({error})", expected)) from error
     if set(tensors) != {"textures"}:
         raise DataError(complaint(str(path), "tensors", first_few(sorted(tensors)) or "none", "`textures` alone"))
-    dictionary = TextureDictionary(tuple(manifest["classes"]), tensors["textures"], manifest["about"], str(folder))
+    values = tensors["textures"]
+    pixels = values.float() / 255 if values.dtype == torch.uint8 else values
+    dictionary = TextureDictionary(tuple(manifest["classes"]), pixels, manifest["about"], str(folder))
     if manifest["shape"] != list(dictionary.textures.shape):
         expected = f"{list(dictionary.textures.shape)}, as in textures.safetensors"
         raise DataError(complaint(str(folder / "manifest.json"), "shape", manifest["shape"], expected))
-    _check_digest(str(folder), dictionary, manifest["sha256"], "manifest.json says")
+    check_digest(str(folder), dictionary, manifest["sha256"], "manifest.json says")
     return dictionary
 
 
@@ -137,7 +163,12 @@ def _manifest(path: Path) -> dict[str, Any]:
     return content
 
 
-def _check_digest(where: str, dictionary: TextureDictionary, expected: str, origin: str) -> None:
+def check_digest(where: str, dictionary: TextureDictionary, expected: str, origin: str) -> None:
+    """Check that a dictionary is the one that something says it is.
+
+    Raises:
+      DataError: it is another.
+    """
     if dictionary.sha256 != expected:
         advice = "The textures were changed, or are others."
         raise DataError(complaint(where, "sha256", dictionary.sha256, f"{expected}, as {origin}", advice))
@@ -165,7 +196,12 @@ def read_published(folder: Path) -> TextureDictionary:
         if int(cluster[1]) in clusters:
             found = f"a second texture for cluster {cluster[1]} of class {label[1]}"
             raise DataError(complaint(str(path), "path", found, "one", "Keep the last iteration alone."))
-        clusters[int(cluster[1])] = _published_texture(path)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            found = f"unreadable ({error.strerror or type(error).__name__})"
+            raise DataError(complaint(str(path), "file", found, "a texture")) from error
+        clusters[int(cluster[1])] = published_texture(content, str(path))
     if not groups:
         raise DataError(complaint(str(folder), "textures", "none", "`attention-style_t-label_<class>` with textures"))
     counts = {label: len(clusters) for label, clusters in sorted(groups.items())}
@@ -178,42 +214,47 @@ def read_published(folder: Path) -> TextureDictionary:
     return TextureDictionary(tuple(counts), torch.stack(ordered), "Published with PatchAttack (MIT).", str(folder))
 
 
-def _published_texture(path: Path) -> Tensor:
-    """One texture in [0, 1], shape (3, size, size)."""
+def published_texture(content: bytes, where: str) -> Tensor:
+    """One texture from its torch file, in [0, 1], shape (3, size, size).
+
+    Args:
+      content: of the file.
+      where: what errors call it.
+    Raises:
+      DataError: it is no plain tensor, or of another shape, type or range.
+    """
     try:
-        texture = torch.load(path, map_location="cpu", weights_only=True)
+        texture = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
         summary = (str(error).splitlines() or [type(error).__name__])[0][:200]
         expected = "a plain tensor; nothing else is read from a pickle"
-        raise DataError(complaint(str(path), "file", f"unreadable ({summary})", expected)) from error
+        raise DataError(complaint(where, "file", f"unreadable ({summary})", expected)) from error
     if not isinstance(texture, Tensor) or texture.ndim != 3 or texture.shape[0] != 3 or texture.dtype != torch.float32:
         is_tensor = isinstance(texture, Tensor)
         found = f"{texture.dtype} of shape {tuple(texture.shape)}" if is_tensor else type(texture).__name__
-        raise DataError(complaint(str(path), "texture", found, "torch.float32 of shape (3, size, size)"))
+        raise DataError(complaint(where, "texture", found, "torch.float32 of shape (3, size, size)"))
     mean, std = (torch.tensor(values)[:, None, None] for values in (IMAGENET_MEAN, IMAGENET_STD))
     pixels = texture.detach() * std + mean
     if not float((pixels - pixels.clamp(0, 1)).abs().max()) <= ROUNDING:
         found = f"from {float(pixels.min()):.3g} to {float(pixels.max()):.3g} once ImageNet's normalisation is undone"
-        raise DataError(complaint(str(path), "texture", found, "values in [0, 1]"))
+        raise DataError(complaint(where, "texture", found, "values in [0, 1]"))
     return pixels.clamp(0, 1)
 
 
 def mini_textures() -> TextureDictionary:
-    """Textures of the mini suite: each class's own, as the generator of the images paints it."""
-    sheets = torch.from_numpy(texture_sheets()).float() / 255
-    about = "Painted by the generator of the mini suite, not synthesised from images."
-    return TextureDictionary(tuple(range(len(sheets))), sheets, about, "mini")
+    """Textures of the mini suite, synthesised from its images by the recipe `mini`; they are shipped."""
+    return read_textures(Path(str(importlib.resources.files("robench.data.mini") / "textures")))
 
 
-PUBLISHED = {"patchattack-demo": read_published}
-"""What reads a dictionary that is not shipped, by its name in a protocol."""
+PUBLISHED = {"tpa-textures": read_published}
+"""What reads a dictionary that is not shipped, by its name in a protocol; `robench data fetch` gets it."""
 
 
 def open_textures(name: str, sha256: str, location: Location | None) -> TextureDictionary:
     """The dictionary of a protocol.
 
     Args:
-      name: `mini`, a name in `PUBLISHED`, or the path of a folder that `write_textures` wrote.
+      name: `mini`, a name in `PUBLISHED`, or the path of a folder that `read_folder` reads.
       sha256: its digest; another dictionary is refused.
       location: where one of `PUBLISHED` lies, if anything says it.
     Raises:
@@ -228,11 +269,10 @@ def _opened(name: str, sha256: str, folder: Path | None) -> TextureDictionary:
         dictionary = mini_textures()
     elif name in PUBLISHED:
         if folder is None:
-            expected = f"the textures of `{name}`"
-            way = way_to_name(name)
-            raise DataError(complaint("robench", "textures", "nowhere", expected, f"{way[0].upper()}{way[1:]}."))
+            ways = f"`robench data fetch {name}`, name a copy with `--textures DIR`, {way_to_name(name)}"
+            raise DataError(complaint("robench", "textures", "nowhere", f"`{name}`", f"Fetch them with {ways}."))
         dictionary = PUBLISHED[name](folder)
     else:
-        dictionary = read_textures(Path(name))
-    _check_digest(name, dictionary, sha256, "the protocol says")
+        dictionary = read_folder(Path(name))
+    check_digest(name, dictionary, sha256, "the protocol says")
     return dictionary

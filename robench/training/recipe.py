@@ -7,8 +7,9 @@ import hashlib
 import importlib.resources
 import json
 import tomllib
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails
@@ -26,11 +27,16 @@ def _is_length(text: str) -> str:
 _Length = Annotated[str, AfterValidator(_is_length)]
 
 
-class _Table(BaseModel):
+class Table(BaseModel):
+    """A table of a recipe: unknown keys are errors, and values are of the type that is asked for."""
+
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True, allow_inf_nan=False)
 
 
-class DataRecipe(_Table):
+R = TypeVar("R", bound=Table)
+
+
+class DataRecipe(Table):
     """What is trained on."""
 
     source: Literal["mini"]
@@ -42,7 +48,7 @@ class DataRecipe(_Table):
     """Mirror every image with chance 1/2."""
 
 
-class OptimizerRecipe(_Table):
+class OptimizerRecipe(Table):
     """timm's `create_optimizer_v2`; biases and 1-d parameters are not decayed."""
 
     name: Literal["sgd", "adamw"]
@@ -52,7 +58,7 @@ class OptimizerRecipe(_Table):
     """Of SGD (Nesterov, as timm builds it)."""
 
 
-class ScheduleRecipe(_Table):
+class ScheduleRecipe(Table):
     """Cosine from `lr` to `min_lr` after a linear warm-up, updated every step."""
 
     epochs: int = Field(gt=0)
@@ -60,7 +66,7 @@ class ScheduleRecipe(_Table):
     min_lr: float = Field(default=0.0, ge=0)
 
 
-class AdversaryRecipe(_Table):
+class AdversaryRecipe(Table):
     """PGD that makes every training image adversarial, with the model in eval mode."""
 
     norm: Literal["linf", "l2"]
@@ -71,7 +77,7 @@ class AdversaryRecipe(_Table):
     """Epochs over which radius and step grow linearly from 0."""
 
 
-class Recipe(_Table):
+class Recipe(Table):
     """A training recipe as its TOML file states it."""
 
     schema_name: Literal["robench.recipe/1"] = Field(alias="schema")
@@ -92,8 +98,13 @@ class Recipe(_Table):
     @property
     def digest(self) -> str:
         """SHA-256 of the recipe in canonical JSON."""
-        content = self.model_dump(mode="json", by_alias=True)
-        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+        return digest_of(self)
+
+
+def digest_of(recipe: Table) -> str:
+    """SHA-256 of a recipe in canonical JSON."""
+    content = recipe.model_dump(mode="json", by_alias=True)
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def bundled_recipes() -> dict[str, Path]:
@@ -108,35 +119,51 @@ def load_recipe(name: str | Path) -> Recipe:
     Raises:
       RecipeError: there is no such recipe, or a key is wrong; file and key are named.
     """
-    bundled = bundled_recipes()
+    return read_recipe(find_recipe(name, bundled_recipes(), where="robench train"), Recipe)
+
+
+def find_recipe(name: str | Path, bundled: Mapping[str, Path], *, where: str) -> Path:
+    """The file of a bundled recipe, or the path itself of a TOML file.
+
+    Raises:
+      RecipeError: the name is neither.
+    """
     text = str(name)
     if text not in bundled and not text.endswith(".toml"):
         advice = did_you_mean(text, bundled)
-        raise RecipeError(complaint("robench train", "recipe", f"`{text}`", "a recipe's name or a TOML file", advice))
-    path = bundled.get(text, Path(text))
+        raise RecipeError(complaint(where, "recipe", f"`{text}`", "a recipe's name or a TOML file", advice))
+    return bundled.get(text, Path(text))
+
+
+def read_recipe(path: Path, kind: type[R]) -> R:
+    """A recipe of this kind from a TOML file.
+
+    Raises:
+      RecipeError: the file cannot be read, or a key is wrong; file and key are named.
+    """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise RecipeError(complaint(str(path), "file", f"unreadable ({error})", "a recipe in TOML")) from error
     try:
-        return Recipe.model_validate(content)
+        return kind.model_validate(content)
     except ValidationError as error:
-        raise RecipeError("\n".join(_explain(detail, path.name) for detail in error.errors())) from error
+        known = _keys(kind)
+        raise RecipeError("\n".join(_explain(detail, path.name, known) for detail in error.errors())) from error
 
 
-_KNOWN_KEYS = {
-    field.alias or name
-    for table in (Recipe, DataRecipe, OptimizerRecipe, ScheduleRecipe, AdversaryRecipe)
-    for name, field in table.model_fields.items()
-}
+def _keys(kind: type[Table]) -> set[str]:
+    """All keys of a recipe, in whatever table."""
+    schema = kind.model_json_schema()
+    return {key for table in (schema, *schema.get("$defs", {}).values()) for key in table["properties"]}
 
 
-def _explain(detail: ErrorDetails, where: str) -> str:
+def _explain(detail: ErrorDetails, where: str, known: Iterable[str]) -> str:
     """One validation error in the form of all messages."""
     path = [str(part) for part in detail["loc"]]
     key, value = ".".join(path) or "recipe", repr(detail["input"])
     if detail["type"] == "extra_forbidden":
-        return complaint(where, key, "unknown", "a key of the recipe schema", did_you_mean(path[-1], _KNOWN_KEYS))
+        return complaint(where, key, "unknown", "a key of the recipe schema", did_you_mean(path[-1], known))
     if detail["type"] == "missing":
         return complaint(where, key, "missing", "a value", "Add the key.")
     expected = {"model_type": "a table", "string_pattern_mismatch": "a name such as `mini-resnet-adv`"}.get(

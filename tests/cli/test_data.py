@@ -129,11 +129,11 @@ def test_doctor_says_where_imagenet_is_and_who_says_so(tmp_path: Path, monkeypat
 
 
 def test_doctor_says_where_textures_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    what = "textures patchattack-demo"
+    what = "textures tpa-textures"
     code, found = _doctor(what)
     assert code == 0
-    assert found.startswith("not named: set ROBENCH_PATCHATTACK_DEMO, or write `patchattack-demo` under `[data]` into ")
-    monkeypatch.setenv("ROBENCH_PATCHATTACK_DEMO", str(tmp_path))
+    assert found.startswith("not named: set ROBENCH_TPA_TEXTURES, or write `tpa-textures` under `[data]` into ")
+    monkeypatch.setenv("ROBENCH_TPA_TEXTURES", str(tmp_path))
     code, found = _doctor(what)
     assert code == 1
     assert found.startswith(f"BROKEN: {tmp_path}: `textures` is none; expected")
@@ -141,5 +141,5 @@ def test_doctor_says_where_textures_are(tmp_path: Path, monkeypatch: pytest.Monk
         path = tmp_path / f"attention-style_t-label_{label}" / "a" / "b" / "cluster_0" / "iter_9.pt"
         path.parent.mkdir(parents=True)
         torch.save(torch.zeros(3, 4, 4), path)
-    expected = f"{tmp_path}, named by ROBENCH_PATCHATTACK_DEMO: 2 classes of 1 textures"
+    expected = f"{tmp_path}, named by ROBENCH_TPA_TEXTURES: 2 classes of 1 textures"
     assert _doctor(what) == (0, expected)

@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from robench.data import location_of, textures_of
-from robench.data.mini.textures import TEXTURES
+from robench.data.locations import cached
 from robench.data.textures import (
     TextureDictionary,
     mini_textures,
+    read_folder,
     read_published,
     read_textures,
     write_textures,
 )
 from robench.errors import DataError
+from robench.registry import load_protocol
 from tests.fakes import noise_textures
 
-PUBLISHED = os.environ.get("ROBENCH_PATCHATTACK_DEMO")
+PUBLISHED = os.environ.get("ROBENCH_TPA_TEXTURES")
 PUBLISHED_SHA256 = "c644f4c6ac288e73c8a3cb3e2f82c208af212db8455d55b41ff1e35c512a05b0"
-MINI_SHA256 = "96bce9bd03343a569e524d848a247ec7de3aee94409960b486df7cd221b946f8"
+MINI_SHA256 = "1b184580ffb1c4ef9a44dc04ca9943fcf9b601db61e8812a80c8cd4c5e899476"
 
 
 # --- our own format
@@ -40,6 +42,18 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
     write_textures(again, tmp_path / "b")
     for name in ("manifest.json", "textures.safetensors"):
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+
+
+def test_whole_numbers_of_255ths_take_a_byte_each_and_lose_nothing(tmp_path: Path) -> None:
+    levels = torch.arange(256, dtype=torch.uint8).repeat(3).reshape(1, 1, 3, 16, 16)
+    coarse = TextureDictionary((4,), levels.float() / 255)
+    fine = TextureDictionary((4,), (levels.float() + 0.25).clamp(max=255) / 255)
+    for name, dictionary, kind in (("coarse", coarse, torch.uint8), ("fine", fine, torch.float32)):
+        write_textures(dictionary, tmp_path / name)
+        assert load_file(tmp_path / name / "textures.safetensors")["textures"].dtype == kind
+        again = read_textures(tmp_path / name)
+        assert torch.equal(again.textures, dictionary.textures)
+        assert (again.textures.dtype, again.sha256) == (torch.float32, dictionary.sha256)
 
 
 def test_the_digest_sees_classes_values_and_their_order() -> None:
@@ -138,46 +152,42 @@ def test_a_dictionary_that_is_not_as_it_was_written_is_refused(tmp_path: Path, s
 def test_a_protocol_gets_the_dictionary_it_names_or_none(tmp_path: Path) -> None:
     write_textures(noise_textures(), tmp_path)
     assert torch.equal(textures_of(str(tmp_path), noise_textures().sha256).textures, VALUES)
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError) as other:
         textures_of(str(tmp_path), MINI_SHA256)
-    assert str(caught.value) == (
+    assert str(other.value) == (
         f"{tmp_path}: `sha256` is {noise_textures().sha256}; expected {MINI_SHA256}, as the protocol says. "
         "The textures were changed, or are others."
     )
     with pytest.raises(
-        DataError, match=r"^robench: `textures` is nowhere; expected the textures of `patchattack-demo`\."
-    ):
-        textures_of("patchattack-demo", PUBLISHED_SHA256)
+        DataError, match=r"^robench: `textures` is nowhere; expected `tpa-textures`\. Fetch them with "
+    ) as caught:
+        textures_of("tpa-textures", PUBLISHED_SHA256)
+    for way in ("`robench data fetch tpa-textures`", "`--textures DIR`", "ROBENCH_TPA_TEXTURES", "config.toml"):
+        assert way in str(caught.value)
 
 
 def test_the_published_textures_are_found_like_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _publish(tmp_path)
-    monkeypatch.setenv("ROBENCH_PATCHATTACK_DEMO", str(tmp_path))
-    location = location_of("patchattack-demo")
+    monkeypatch.setenv("ROBENCH_TPA_TEXTURES", str(tmp_path))
+    location = location_of("tpa-textures")
     assert location is not None
-    assert (location.path, location.origin) == (tmp_path, "ROBENCH_PATCHATTACK_DEMO")
+    assert (location.path, location.origin) == (tmp_path, "ROBENCH_TPA_TEXTURES")
     expected = read_published(tmp_path)
-    assert torch.equal(textures_of("patchattack-demo", expected.sha256).textures, expected.textures)
+    assert torch.equal(textures_of("tpa-textures", expected.sha256).textures, expected.textures)
 
 
 # --- the mini suite's
 
 
-def test_the_textures_of_the_mini_suite_are_the_same_bytes_everywhere() -> None:
+def test_the_textures_of_the_mini_suite_are_those_of_its_protocols() -> None:
     dictionary = mini_textures()
     assert dictionary.classes == tuple(range(10))
-    assert tuple(dictionary.textures.shape) == (10, 8, 3, 64, 64)
+    assert dictionary.textures.shape[2:] == (3, 64, 64)
     assert dictionary.sha256 == MINI_SHA256
-
-
-def test_a_class_wears_its_own_texture() -> None:
-    """Horizontal stripes are constant along rows, vertical ones along columns; no two textures are alike."""
-    textures = mini_textures().textures
-    names = list(TEXTURES)
-    assert bool((textures[names.index("horizontal")].std(dim=-1) < 1e-6).all())
-    assert bool((textures[names.index("vertical")].std(dim=-2) < 1e-6).all())
-    assert bool((textures[names.index("horizontal")].std(dim=-2) > 0.01).all())
-    assert len(torch.unique(textures.reshape(80, -1), dim=0)) == 80
+    for name in ("mini-tpa", "mini-tpa-random"):
+        attack = load_protocol(name).attack
+        assert attack is not None
+        assert (attack.settings["textures"], attack.settings["textures_sha256"]) == ("mini", MINI_SHA256)
 
 
 # --- the published format
@@ -212,6 +222,28 @@ def test_the_published_form_is_read_without_its_normalisation(tmp_path: Path) ->
     for (label, cluster), image in pixels.items():  # cluster 10 comes after 9, not after 1
         found = dictionary.textures[(7, 45).index(label), cluster].numpy()
         assert float(np.abs(found - image).max()) < 1e-6
+
+
+def test_a_folder_is_read_in_whichever_form_it_has(tmp_path: Path) -> None:
+    _publish(tmp_path / "theirs", count=2)
+    write_textures(noise_textures(), tmp_path / "ours")
+    assert read_folder(tmp_path / "theirs").sha256 == read_published(tmp_path / "theirs").sha256
+    assert read_folder(tmp_path / "ours").sha256 == noise_textures().sha256
+    with pytest.raises(DataError, match=r"/nowhere/manifest\.json: `file` is unreadable"):
+        read_folder(tmp_path / "nowhere")
+
+
+def test_what_was_fetched_is_found_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert location_of("tpa-textures") is None
+    _publish(cached("tpa-textures"), count=2)
+    found = location_of("tpa-textures")
+    assert found is not None
+    assert (found.path, found.origin) == (tmp_path / "cache" / "robench" / "tpa-textures", "`robench data fetch`")
+    monkeypatch.setenv("ROBENCH_TPA_TEXTURES", str(tmp_path))
+    named = location_of("tpa-textures")
+    assert named is not None
+    assert named.path == tmp_path
 
 
 class _Evil:
@@ -295,7 +327,7 @@ def test_classes_without_textures_or_with_fewer_are_refused(tmp_path: Path) -> N
         read_published(tmp_path)
 
 
-@pytest.mark.skipif(PUBLISHED is None, reason="ROBENCH_PATCHATTACK_DEMO does not name the published textures")
+@pytest.mark.skipif(PUBLISHED is None, reason="ROBENCH_TPA_TEXTURES does not name the published textures")
 def test_the_published_textures_are_those_of_the_protocol() -> None:
     assert PUBLISHED is not None
     dictionary = read_published(Path(PUBLISHED))

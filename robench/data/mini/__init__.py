@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from robench.data.mini.generator import CLASSES, paint, paint_textures
+from robench.data.mini.generator import CLASSES, paint
 from robench.data.mini.shapes import SHAPES
 from robench.errors import DataError, complaint
 from robench.randomness import Draws
@@ -25,7 +25,6 @@ __all__ = [
     "SIZE",
     "attack_set",
     "pinned_images",
-    "texture_sheets",
     "training_set",
 ]
 
@@ -34,8 +33,6 @@ SIZE = 64
 ATTACK_SET_SIZE = 512
 ATTACK_SET_SHA256 = "285519fe4ade3d332aa13cca430fadfe5e7a18d2170568a5c119109478e35921"
 """Of the raw uint8 bytes of the attack set in order of its ids."""
-TEXTURES_OF_A_CLASS = 8
-"""Textures painted for each class, for patches to be cut from."""
 _SHEET_COLUMNS = 32
 
 
@@ -103,17 +100,6 @@ def sheet(images: NDArray[np.uint8], columns: int = _SHEET_COLUMNS) -> Image.Ima
     count, _, height, width = images.shape
     tiles = images.reshape(count // columns, columns, 3, height, width).transpose(0, 3, 1, 4, 2)
     return Image.fromarray(np.ascontiguousarray(tiles.reshape(-1, columns * width, 3)))
-
-
-def texture_sheets(count: int = TEXTURES_OF_A_CLASS) -> NDArray[np.uint8]:
-    """The texture that goes along with each class, over whole images in random colours.
-
-    Returns:
-      uint8, shape (10, count, 3, 64, 64).
-    """
-    draws = Draws.of(0, [f"mini-texture-{kind}-{number:03d}" for kind in range(CLASSES) for number in range(count)])
-    kinds = [kind for kind in range(CLASSES) for _ in range(count)]
-    return paint_textures(draws, kinds, SIZE).reshape(CLASSES, count, 3, SIZE, SIZE)
 
 
 def pinned_images(size: int = SIZE, count: int = 64) -> NDArray[np.uint8]:

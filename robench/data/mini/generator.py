@@ -127,25 +127,6 @@ def _paint_one(label: int, size: int, dice: _Dice, noise: NDArray[np.int64], swa
     return np.clip(painted, 0, 255).astype(np.uint8)
 
 
-def paint_textures(draws: Draws, kinds: Sequence[int], size: int = 64) -> NDArray[np.uint8]:
-    """Paint one texture over a whole image for each kind, in a random colour and with twice the contrast of a shape's.
-
-    Args:
-      draws: random numbers of the textures, one key each.
-      kinds: texture numbers, 0 to 9.
-      size: side in pixels.
-    Returns:
-      Images, uint8, shape (N, 3, size, size).
-    """
-    painted = []
-    for kind, words in zip(kinds, draws.bits("mini/parameters", 64).numpy(), strict=True):
-        dice = _Dice(words)
-        colour = np.array([dice.between(48, 208) for _ in range(3)])
-        waves = _texture(kind, size, dice)[None] * dice.between(16, 52) // 256
-        painted.append(np.clip(colour[:, None, None] + waves, 0, 255).astype(np.uint8))
-    return np.stack(painted)
-
-
 def _bystander(
     canvas: NDArray[np.int64], size: int, dice: _Dice, *, reach: int, radii: tuple[int, int]
 ) -> NDArray[np.int64]:
