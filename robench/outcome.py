@@ -140,17 +140,30 @@ _HEADERS = tuple(COLUMNS + asked + patched for asked in ((), ASKED) for patched 
 
 def to_csv(outcomes: Iterable[Outcome]) -> bytes:
     """Outcomes as CSV with a header, the same bytes on every machine."""
-    table, columns = list(outcomes), COLUMNS
+    table = list(outcomes)
+    columns = _columns(table)
+    return _written([columns, *(outcome.row(columns) for outcome in table)])
+
+
+def _columns(table: Sequence[Outcome]) -> tuple[str, ...]:
+    """The columns in which outcomes say something."""
+    columns = COLUMNS
     for more in (ASKED, PATCH_COLUMNS):
         if any(getattr(outcome, name) is not None for outcome in table for name in more):
             columns += more
-    rows = [columns, *(outcome.row(columns) for outcome in table)]
+    return columns
+
+
+def _written(rows: Iterable[Sequence[str]]) -> bytes:
     return "".join(",".join(map(_cell, row)) + "\n" for row in rows).encode()
 
 
 def _cell(text: str) -> str:
     """A field, quoted where needed; `csv.writer` leaves a carriage return bare before Python 3.13."""
-    return '"' + text.replace('"', '""') + '"' if re.search(r'[",\r\n]', text) else text
+    return '"' + text.replace('"', '""') + '"' if _QUOTED.search(text) else text
+
+
+_QUOTED = re.compile(r'[",\r\n]')
 
 
 def from_csv(content: bytes, *, where: str) -> list[Outcome]:
@@ -171,7 +184,7 @@ def from_csv(content: bytes, *, where: str) -> list[Outcome]:
             outcomes.append(Outcome.of_row(row, columns=rows[0]))
         except ValueError as error:
             raise RunError(complaint(where, f"line {number}", str(error), "an outcome")) from error
-    if to_csv(outcomes) != content:
+    if tuple(rows[0]) != _columns(outcomes) or _written(rows) != content:  # each row is known to be what `row` writes
         what = "written with other line ends or quotes"
         raise RunError(complaint(where, "content", what, "outcomes as robench writes them"))
     return outcomes

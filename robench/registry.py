@@ -2,7 +2,7 @@
 
 Shipped protocols are the TOML files of the package `robench_benchmarks` (the folder `benchmarks/`):
 `<id>.toml` is the newest version, `<id>@<n>.toml` an older one. `protocols.lock` pins the digest of
-every released version. Not here: what a protocol says (`protocol`).
+every released version, `labels.lock` the labels of the examples. Not here: what a protocol says (`protocol`).
 """
 
 import importlib.resources
@@ -16,6 +16,7 @@ from robench.errors import ProtocolError, complaint, did_you_mean
 from robench.protocol import Protocol, read_protocol
 
 LOCK = "protocols.lock"
+LABELS = "labels.lock"
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,16 @@ def read_lock(path: Path) -> dict[str, str]:
     if wrong is not None:
         raise ProtocolError(complaint(path.name, "line", repr(" ".join(wrong)), "`id@version sha256`"))
     return dict(lines)
+
+
+def read_labels(path: Path) -> dict[str, str]:
+    """Digest of the labels by digest of the ids, from lines `source ids_sha256 labels_sha256`."""
+    lines = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line and line[0] != "#"]
+    for line in lines:
+        if len(line) != 3 or not all(re.fullmatch(r"[0-9a-f]{64}", digest) for digest in line[1:]):
+            expected = "`source ids_sha256 labels_sha256`"
+            raise ProtocolError(complaint(path.name, "line", repr(" ".join(line)), expected))
+    return {ids: labels for _, ids, labels in lines}
 
 
 def _hold_to_lock(protocols: Mapping[str, Protocol], lock: Mapping[str, str]) -> None:

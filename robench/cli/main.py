@@ -6,13 +6,17 @@ import typer
 
 from robench.cli.bench import bench
 from robench.cli.catalogue import list_, show
+from robench.cli.comment import comment
 from robench.cli.compare import compare
 from robench.cli.data import data
 from robench.cli.doctor import doctor
 from robench.cli.evaluate import evaluate, resume
+from robench.cli.leaderboard import leaderboard
 from robench.cli.screen import err
+from robench.cli.submit import submit
 from robench.cli.textures import textures
 from robench.cli.train import train
+from robench.cli.validate import validate
 from robench.errors import RobenchError
 
 app = typer.Typer(
@@ -24,7 +28,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)
-for command in (show, evaluate, resume, compare, train, doctor, bench):
+for command in (show, evaluate, resume, compare, submit, validate, leaderboard, comment, train, doctor, bench):
     app.command()(command)
 app.add_typer(data, name="data")
 app.add_typer(textures, name="textures")

@@ -1,0 +1,89 @@
+"""`robench submit`: a finished run becomes a branch that can be sent."""
+
+import re
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robench.cli.screen import err, out
+from robench.errors import SubmissionError, complaint
+from robench.result import Result, read_result
+from robench.submission import FAMILIES, SCHEMA, loader_of
+from robench.submitting import build_submission
+from robench.submitting import submit as commit
+
+_QUESTIONS = {
+    "author": "Author (names, or an account)",
+    "training_data": "Training data (all of it, such as ImageNet-1k)",
+    "licence": "Licence of the weights (such as Apache-2.0)",
+    "family": f"Family ({', '.join(FAMILIES)})",
+}
+"""What must be said, and how it is asked for."""
+
+
+def submit(
+    run: Annotated[Path, typer.Argument(help="Folder of a finished run.")],
+    model: Annotated[str | None, typer.Option(help="What to call the model; default its name in the run.")] = None,
+    author: Annotated[str | None, typer.Option(help="Who claims this.")] = None,
+    paper: Annotated[str | None, typer.Option(help="Where the model is described: an https address.")] = None,
+    training_data: Annotated[str | None, typer.Option(help="All that the weights have seen.")] = None,
+    licence: Annotated[str | None, typer.Option(help="Of the weights.")] = None,
+    family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = None,
+    notes: Annotated[str | None, typer.Option(help="One line that readers of the row should know.")] = None,
+    loader: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A key of `[loader]`; what the run says is filled in.")
+    ] = None,
+    repository: Annotated[Path, typer.Option(help="A clone of the benchmark.")] = Path(),
+    pr: Annotated[bool, typer.Option("--pr", help="Push, and open the pull request through `gh`.")] = False,
+) -> None:
+    """Commit a run as a submission on a branch of its own, and say how to send it."""
+    result = read_result(run)
+    said: dict[str, str | None] = {
+        "author": author,
+        "training_data": training_data,
+        "licence": licence,
+        "family": family,
+    }
+    content: dict[str, object] = {"schema": SCHEMA, **_answered(said)}
+    content |= {key: value for key, value in {"paper": paper, "notes": notes}.items() if value is not None}
+    keys = _loader(result, loader or [])
+    if keys:
+        content["loader"] = keys
+    name = model or re.sub(r"[^A-Za-z0-9._-]+", "-", result.model.name).strip("-._")
+    done = commit(result, build_submission(content), model=name, repository=repository, pull_request=pr)
+    for finding in done.findings:
+        err.print(str(finding), markup=False)
+    out.print(f"branch: {done.branch}", markup=False)
+    for file in done.files:
+        out.print(f"added: {file}", markup=False)
+    if not pr:
+        out.print("next:", *(shlex.join(command) for command in done.commands), sep="\n  ", markup=False)
+
+
+def _answered(said: dict[str, str | None]) -> dict[str, str]:
+    """What was given as options, and the rest by asking where somebody can answer."""
+    missing = [key for key, value in said.items() if value is None]
+    if missing and not _can_answer():
+        flags = ", ".join(f"--{key.replace('_', '-')}" for key in missing)
+        raise SubmissionError(complaint("submit", flags, "missing", "a value for each", "Give them as options."))
+    return {key: value if value is not None else typer.prompt(_QUESTIONS[key]) for key, value in said.items()}
+
+
+def _can_answer() -> bool:
+    return sys.stdin.isatty()
+
+
+def _loader(result: Result, given: list[str]) -> dict[str, str]:
+    """The keys of `[loader]`: what the run says, and what is given; none where that names no way to load the model."""
+    keys = loader_of(result.model)
+    for each in given:
+        key, equals, value = each.partition("=")
+        if not equals:
+            raise SubmissionError(complaint("submit", "--loader", repr(each), "KEY=VALUE, such as revision=<commit>"))
+        keys[key] = value
+    named = {"bundled", "timm", "hub", "repository"} & keys.keys()
+    complete = "bundled" in keys or "revision" in keys or "repository" in keys
+    return keys if given or (named and complete) else {}

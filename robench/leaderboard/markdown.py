@@ -1,0 +1,105 @@
+"""`leaderboard.md`: the leaderboard as Markdown.
+
+Not here: what it says (`board`).
+"""
+
+import re
+from collections.abc import Iterable, Sequence
+
+from robench.leaderboard import wording
+from robench.leaderboard.board import Board, Published, Row, Table
+from robench.result import percent
+from robench.verification import TIERS
+
+_MEANT = re.compile(r"[\\`*_{}\[\]<>()#+!|&~:@^$=\"']|(?<=www)[.]", flags=re.IGNORECASE)
+"""Characters that mean something to Markdown, to HTML, or to what GitHub makes of text."""
+
+
+def escaped(text: str) -> str:
+    """Text that Markdown and HTML leave as it is, in a table as well; no link, no mention, no markup comes of it.
+
+    Example:
+      >>> escaped("a|b <i> https://x.org, *www.y.org*")
+      'a&#124;b &#60;i&#62; https&#58;//x.org, &#42;www&#46;y.org&#42;'
+    """
+    return _MEANT.sub(lambda found: f"&#{ord(found.group())};", text)
+
+
+def render(board: Board) -> str:
+    """The content of `leaderboard.md`."""
+    lines = ["# Leaderboard", "", wording.INTRODUCTION, "", wording.RANKS, ""]
+    lines += ["[The same with sorting, filters and comparisons](site/index.html). Made by `robench leaderboard`.", ""]
+    lines += ["## All protocols", "", *_summary(board)]
+    for table in board.active:
+        lines += [f"## {table.protocol.exact_name}", "", *_table(table)]
+    if board.superseded:
+        lines += ["# Superseded protocols", ""]
+        for table in board.superseded:
+            lines += [f"## {table.protocol.exact_name}", "", *_table(table)]
+    lines += ["# As published", "", wording.PUBLISHED, ""]
+    for published in board.published:
+        lines += _published(published)
+    lines += ["# Tiers", "", *grid(["tier", "what it means"], TIERS.items())]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _summary(board: Board) -> list[str]:
+    tables = [table for table in board.active if table.rows]
+    if not tables:
+        return [wording.EMPTY, ""]
+    names = [table.protocol.exact_name for table in tables]
+    rows = [[escaped(model), *(_cell(found.get(name)) for name in names)] for model, found in board.summary]
+    return [wording.NO_SUMMARY_SCORE, "", *grid(["model", *(f"{name} (rank)" for name in names)], rows)]
+
+
+def _cell(row: Row | None) -> str:
+    return "" if row is None else f"{percent(row.headline)} ({row.rank})"
+
+
+def _table(table: Table) -> list[str]:
+    protocol = table.protocol
+    lines = [f"{escaped(protocol.title)}. {protocol.data.count:,} images. Digest `{protocol.digest[:16]}`.", ""]
+    if protocol.id.startswith("mini"):
+        lines += [wording.MINI, ""]
+    if not table.rows:
+        return [*lines, wording.EMPTY, ""]
+    columns = ["rank", "model", "clean"]
+    columns += [f"{table.rows[0].headline.name} [95 %]", "to clean"] if table.attacked else ["[95 %]"]
+    columns += ["parameters", "training data", "engine", "tier", "caveats"]
+    notes = [(row, caveat) for row in table.rows for caveat in row.result.caveats]
+    lines += grid(columns, (_row(row, attacked=table.attacked) for row in table.rows))
+    lines += [f"- {escaped(row.model)}: {escaped(caveat)}" for row, caveat in notes]
+    return [*lines, ""] if notes else lines
+
+
+def _row(row: Row, *, attacked: bool) -> list[str]:
+    scores = [wording.headline(row), wording.difference(row)] if attacked else [wording.interval(row.headline)]
+    return [
+        row.rank,
+        f"[{escaped(row.model)}]({row.folder})",
+        percent(row.clean),
+        *scores,
+        wording.parameters(row),
+        escaped(row.submission.training_data),
+        row.engine,
+        row.tier,
+        str(len(row.result.caveats) or ""),
+    ]
+
+
+def _published(table: Published) -> list[str]:
+    about = f"{escaped(table.paper)}. Source: {escaped(table.source)}. {escaped(table.note)}"
+    rows = ([escaped(cell) for cell in row] for row in table.rows)
+    return [
+        f"## As published: {escaped(table.title)}",
+        "",
+        about,
+        "",
+        *grid([escaped(c) for c in table.columns], rows),
+    ]
+
+
+def grid(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
+    """A table as lines; its cells are Markdown already."""
+    lines = [columns, ["---"] * len(columns), *rows]
+    return [*(f"| {' | '.join(cells)} |" for cells in lines), ""]

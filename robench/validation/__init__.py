@@ -1,0 +1,129 @@
+"""Checks submissions: what lies there is data, whatever it says, and every number is computed again.
+
+`examine` looks at one claim, `validate` at many, at what a branch changes, and at what is there twice. Not here: the
+re-run of an attack (`verification`).
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robench.errors import SubmissionError
+from robench.outcome import Outcome
+from robench.protocol import Protocol
+from robench.result import Result
+from robench.submission import OUTCOMES, Submission
+from robench.validation.arithmetic import check_arithmetic
+from robench.validation.changes import changes_since, check_changes
+from robench.validation.consistency import check_consistency
+from robench.validation.duplicates import check_duplicates, identities
+from robench.validation.findings import Finding, errors
+from robench.validation.reading import Place, places, read_files, read_table, root_of
+from robench.validation.rules import Rules
+from robench.validation.standing import check_loader, check_plausibility, check_protocol, protocol_of
+
+__all__ = ["Claim", "Finding", "Place", "Report", "Rules", "errors", "examine", "places", "validate"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A submission that was read whole.
+
+    Attributes:
+      place: where it lies.
+      submission, result, outcomes: its files.
+      result_sha256: of `result.json`.
+      protocol: what it was measured under.
+    """
+
+    place: Place
+    submission: Submission
+    result: Result
+    result_sha256: str
+    protocol: Protocol
+    outcomes: Sequence[Outcome]
+
+
+@dataclass(frozen=True)
+class Report:
+    """What `validate` found.
+
+    Attributes:
+      checked: the claims it looked at.
+      findings: by file and code.
+    """
+
+    checked: Sequence[Place]
+    findings: Sequence[Finding]
+
+    @property
+    def claims(self) -> int:
+        return len(self.checked)
+
+    @property
+    def valid(self) -> bool:
+        return not errors(self.findings)
+
+
+def examine(place: Place, rules: Rules) -> tuple[Claim | None, list[Finding]]:
+    """Check one claim by itself; the claim is None where a file cannot be read."""
+    files, findings = read_files(place)
+    submission, result = files.submission, files.result
+    if result is None:
+        return None, findings
+    findings += check_protocol(place, result, rules)
+    if submission is not None:
+        findings += check_loader(place, submission, result)
+    protocol = protocol_of(place, rules)
+    if protocol is None or files.table is None or result.protocol.digest != protocol.digest:
+        return None, findings  # under another protocol the outcomes mean something else
+    outcomes, digest, wrong = read_table(place, files.table, protocol.data.count)
+    findings += wrong
+    if not wrong and not outcomes:
+        findings.append(Finding("RB402", place.file(OUTCOMES), "", "no outcomes", f"{protocol.data.count}"))
+    if not outcomes:
+        return None, findings
+    labels = rules.labels.get(protocol.data.ids_sha256)
+    if labels is None:
+        findings.append(Finding("RB606", place.file(), "", "no line in labels.lock", f"one for {protocol.data.source}"))
+    findings += check_arithmetic(place, result, protocol, outcomes=outcomes, digest=digest, labels=labels)
+    findings += check_consistency(place, result, protocol, outcomes)
+    findings += check_plausibility(place, result, protocol, outcomes)
+    if submission is None:
+        return None, findings
+    return Claim(place, submission, result, files.result_sha256, protocol, outcomes), findings
+
+
+def validate(paths: Iterable[Path], *, base: str | None = None, rules: Rules | None = None) -> Report:
+    """Check the claims at some paths, each by itself and against all others in the same folder of submissions.
+
+    Args:
+      paths: claims, or folders that hold some.
+      base: a commit; then only claims that the branch changes since it left there are checked, and it must change
+        nothing else.
+      rules: what claims are held to; by default what ships with robench.
+    Raises:
+      SubmissionError: a path is not in a folder of submissions, or git does not know the base.
+    """
+    held, findings = rules or Rules.shipped(), []
+    chosen: list[Place] = []
+    roots = {root_of(path) for path in paths}
+    if len(roots) > 1:
+        raise SubmissionError(
+            "validate: `paths` are in different folders of submissions; expected one folder. Run it for each."
+        )
+    for path in paths:
+        found, misplaced = places(path)
+        chosen += [place for place in found if place not in chosen]
+        findings += misplaced
+    if base is not None:
+        changes = changes_since(base, root_of(next(iter(paths))))
+        findings += check_changes(changes)
+        changed = {change.claim for change in changes}
+        chosen = [place for place in chosen if (place.model, place.protocol) in changed]
+    for place in chosen:
+        findings += examine(place, held)[1]
+    for root in roots:
+        findings += check_duplicates(identities(places(root)[0]), set(chosen))
+    ordered = sorted(dict.fromkeys(findings), key=lambda each: (each.file, each.code, each.pointer))
+    return Report(tuple(chosen), tuple(ordered))

@@ -1,0 +1,107 @@
+"""Whether outcomes can have come from the attack of their protocol: do predictions, margins, steps and stages fit.
+
+Not here: what they add up to (`arithmetic`).
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+
+from robench.caveats import caveats_of
+from robench.outcome import Outcome
+from robench.protocol import Protocol
+from robench.result import Result
+from robench.submission import OUTCOMES, RESULT, shown
+from robench.validation.findings import Finding
+from robench.validation.reading import Place
+
+Check = Callable[[Outcome], tuple[str, str] | None]
+"""What was found and what was expected; None where nothing is wrong."""
+
+
+def check_consistency(
+    place: Place, result: Result, protocol: Protocol, outcomes: Sequence[Outcome]
+) -> Iterator[Finding]:
+    """Each code is given once, for the first line it is about, with the number of others."""
+    table = place.file(OUTCOMES)
+    for code, check in _checks(protocol, native=result.engine == "native").items():
+        wrong = [(line, what) for line, outcome in enumerate(outcomes, start=2) if (what := check(outcome)) is not None]
+        if wrong:
+            line, (found, expected) = wrong[0]
+            more = f" (and {len(wrong) - 1} more lines)" if len(wrong) > 1 else ""
+            yield Finding(code, table, f"line {line}", found + more, expected)
+    for caveat in caveats_of(protocol, outcomes):
+        if caveat not in result.caveats:
+            yield Finding("RB507", place.file(RESULT), "/caveats", f"{len(result.caveats)} others", shown(caveat, 200))
+
+
+def _checks(protocol: Protocol, *, native: bool) -> dict[str, Check]:
+    """The checks that have a meaning under this protocol, by code."""
+    checks: dict[str, Check] = {"RB501": lambda outcome: _classes(outcome, protocol.data.classes), "RB506": _ended}
+    if protocol.score.asks is not None:  # classes are those most often answered, and margins of mean logits
+        return checks
+    checks["RB502"] = _clean
+    if protocol.attack is None:
+        return checks
+    last = protocol.score.steps[-1] if protocol.score.scoring == "last iterate" else None
+    checks["RB503"] = lambda outcome: _broken(outcome, last)
+    checks["RB504"] = lambda outcome: _robust(outcome, last, native=native)
+    steps = protocol.attack.settings.get("steps") if protocol.attack.kind == "pgd" else None  # others count queries
+    most = steps if isinstance(steps, int) else None
+    checks["RB505"] = lambda outcome: _steps(outcome, protocol.score.stages, most)
+    return checks
+
+
+def _classes(outcome: Outcome, classes: int) -> tuple[str, str] | None:
+    if outcome.error or all(0 <= each < classes for each in (outcome.label, outcome.clean, outcome.attacked)):
+        return None
+    return shown(f"classes {outcome.label}, {outcome.clean}, {outcome.attacked}"), f"0 to {classes - 1}"
+
+
+def _ended(outcome: Outcome) -> tuple[str, str] | None:
+    return (shown(outcome.error), "an outcome for every example") if outcome.error else None
+
+
+def _clean(outcome: Outcome) -> tuple[str, str] | None:
+    right, margin = outcome.clean == outcome.label, outcome.clean_margin
+    if outcome.error or (math.isfinite(margin) and (margin >= 0 if right else margin <= 0)):
+        return None
+    sign = "at least 0" if right else "at most 0"
+    return f"{'right' if right else 'wrong'} with a margin of {margin}", f"a margin of {sign}"
+
+
+def _broken(outcome: Outcome, last: int | None) -> tuple[str, str] | None:
+    """What is called broken is shown by class and margin, unless only an earlier step broke it."""
+    if not outcome.fooled_at or outcome.error:
+        return None
+    if not outcome.clean_correct:
+        return "broken, and wrong without an attack", "no attack on what is wrong clean"
+    if last is not None and last not in outcome.fooled_at:
+        return None
+    if outcome.attacked != outcome.label and outcome.attacked_margin <= 0 and outcome.stage:
+        return None
+    what = shown(
+        f"class {outcome.attacked} of label {outcome.label}, margin {outcome.attacked_margin}, {outcome.stage!r}"
+    )
+    return what, "another class than the label, a margin of at most 0, and a stage"
+
+
+def _robust(outcome: Outcome, last: int | None, *, native: bool) -> tuple[str, str] | None:
+    """What is called robust shows no trace of a success, unless the model denied it."""
+    if outcome.error or outcome.fooled_at:
+        return None
+    denied = outcome.unconfirmed > 0 or not outcome.clean_correct or last is not None or not native
+    if outcome.attacked != outcome.clean or outcome.stage:
+        expected = f"the clean class, {outcome.clean}, and no stage"
+    elif not math.isfinite(outcome.attacked_margin) or (outcome.attacked_margin < 0 and not denied):
+        expected = "a margin of at least 0, or a success that the model denied"
+    else:
+        return None
+    return shown(f"class {outcome.attacked}, margin {outcome.attacked_margin}, stage {outcome.stage!r}"), expected
+
+
+def _steps(outcome: Outcome, stages: Sequence[str] | None, most: int | None) -> tuple[str, str] | None:
+    if outcome.stage and stages and outcome.stage not in stages:
+        return shown(outcome.stage), f"one of {', '.join(stages)}"
+    if any(step < 0 or (most is not None and step > most) for step in outcome.fooled_at):
+        return shown(f"steps {outcome.fooled_at}"), f"steps from 0 to {most}" if most is not None else "steps from 0"
+    return None

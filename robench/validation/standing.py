@@ -1,0 +1,85 @@
+"""Whether a claim is one that the leaderboard takes: its protocol, its loader, and what is remarkable about it.
+
+Not here: its numbers (`arithmetic`, `consistency`), and other claims (`duplicates`).
+"""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from robench.errors import did_you_mean
+from robench.outcome import Outcome
+from robench.protocol import Protocol
+from robench.result import Result
+from robench.submission import OUTCOMES, RESULT, TOML, Submission, loader_of, shown
+from robench.validation.findings import Finding
+from robench.validation.reading import Place
+from robench.validation.rules import Rules
+
+ONE_CLASS = 0.9
+"""Share of predictions from which on one class is remarkable."""
+
+
+def protocol_of(place: Place, rules: Rules) -> Protocol | None:
+    """The protocol that the folder names, if it is there."""
+    return rules.protocols.get(place.protocol)
+
+
+def check_protocol(place: Place, result: Result, rules: Rules) -> Iterator[Finding]:
+    """The folder's protocol is a released one, and the result was measured under it, whole."""
+    where, protocol, stated = place.file(RESULT), protocol_of(place, rules), result.protocol
+    named = f"{stated.id}@{stated.version}"
+    if named != place.protocol:
+        yield Finding("RB305", where, "/protocol/id", shown(named), place.protocol)
+    if protocol is None:
+        expected = "the folder of a protocol of this version of robench"
+        yield Finding(
+            "RB301", place.file(), "", place.protocol, expected, did_you_mean(place.protocol, rules.protocols)
+        )
+        return
+    locked = rules.lock.get(place.protocol)
+    if protocol.status not in ("active", "superseded") or locked is None:
+        yield Finding("RB303", where, "/protocol/id", f"{place.protocol}, {protocol.status}", "an active protocol")
+    elif stated.digest != locked:
+        yield Finding("RB302", where, "/protocol/digest", stated.digest, f"{locked}, as the lock says")
+    if not protocol.ranked:
+        yield Finding("RB304", where, "/protocol/id", f"{place.protocol}, not ranked", "a protocol that is ranked")
+    if result.status != "complete":
+        yield Finding("RB306", where, "/status", result.status, "complete")
+    for pointer, official in (("/protocol/official", stated.official), ("/data/official", result.data.official)):
+        if not official:
+            yield Finding("RB306", where, pointer, "false", "true")
+
+
+def check_plausibility(
+    place: Place, result: Result, protocol: Protocol, outcomes: Sequence[Outcome]
+) -> Iterator[Finding]:
+    """What is possible, and remarkable."""
+    where = place.file(RESULT)
+    prediction, times = Counter(outcome.clean for outcome in outcomes).most_common(1)[0]
+    if times > ONE_CLASS * len(outcomes):
+        found = f"class {shown(prediction)} for {times} of {len(outcomes)}"
+        yield Finding("RB601", place.file(OUTCOMES), "", found, f"at most {ONE_CLASS:.0%} for one class")
+    clean, headline = result.clean, result.headline
+    attacked = protocol.attack is not None and clean.denominator == headline.denominator
+    if attacked and clean.numerator == headline.numerator > 0:
+        found = f"{headline.numerator} robust of {clean.numerator} right"
+        yield Finding("RB603", where, f"/metrics/{len(result.metrics) - 1}", found, "some that the attack breaks")
+    if result.environment.get("git_dirty") == "yes":
+        yield Finding("RB604", where, "/environment/git_dirty", "yes", "no")
+
+
+def check_loader(place: Place, submission: Submission, result: Result) -> Iterator[Finding]:
+    """What the loader names is what was measured, as far as the result says."""
+    where, loader, measured = place.file(TOML), submission.loader, loader_of(result.model)
+    if loader is None:
+        yield Finding("RB703", where, "/loader", "none", "bundled, timm, hub, or repository")
+        return
+    named = loader.model_dump(exclude_none=True)
+    for key, expected in measured.items():
+        stated = named.get(key)
+        if key == "weights_sha256":
+            if stated is not None and stated != expected:
+                yield Finding("RB701", where, f"/loader/{key}", stated, f"{expected}, as result.json says")
+        elif stated != expected:
+            said = "none" if stated is None else shown(stated)
+            yield Finding("RB702", where, f"/loader/{key}", said, f"{shown(expected)}, as result.json says")

@@ -1,0 +1,72 @@
+"""What runs on GitHub: a pull request is data there, and nothing of it reaches a shell or a secret."""
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml  # type: ignore[import-untyped]  # comes with huggingface-hub, without types
+
+ROOT = Path(__file__).parent.parent
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+ALLOWED = {
+    "submission.yml": {"contents": "read"},
+    "comment.yml": {"actions": "read", "contents": "read", "pull-requests": "write"},
+    "leaderboard.yml": {"contents": "write"},
+    "tests.yml": {"contents": "read"},
+}
+
+
+def _read(path: Path) -> dict[Any, Any]:
+    content: dict[Any, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return content
+
+
+def _steps(path: Path) -> list[dict[str, Any]]:
+    return [step for job in _read(path)["jobs"].values() for step in job["steps"]]
+
+
+def test_there_are_exactly_these() -> None:
+    assert {path.name for path in WORKFLOWS} == set(ALLOWED)
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: str(path.name))
+def test_a_workflow_may_do_what_it_needs_and_no_more(path: Path) -> None:
+    content, text = _read(path), path.read_text(encoding="utf-8")
+    assert content["permissions"] == ALLOWED[path.name]
+    assert all("permissions" not in job for job in content["jobs"].values())
+    assert "pull_request_target" not in text
+    assert "secrets." not in text
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: str(path.name))
+def test_nothing_is_interpolated_into_a_shell(path: Path) -> None:
+    assert [step["run"] for step in _steps(path) if "${{" in step.get("run", "")] == []
+
+
+def test_what_checks_a_pull_request_runs_the_base_branchs_code() -> None:
+    path = ROOT / ".github" / "workflows" / "submission.yml"
+    checkouts = [step["with"]["ref"] for step in _steps(path) if step.get("uses", "").startswith("actions/checkout")]
+    assert checkouts == ["${{ github.event.pull_request.base.sha }}"]
+    runs = [step["run"] for step in _steps(path) if "run" in step]
+    installs = [run for run in runs if "pip install" in run]
+    assert len(installs) == 1
+    assert "./base" in installs[0]
+    validate = next(step for step in _steps(path) if step.get("name") == "Validate")
+    assert validate["working-directory"] == "${{ runner.temp }}"  # Python finds no module of the pull request there
+    assert not any(re.search(r"head/(?!submissions)", run) for run in runs)
+
+
+def test_what_comments_takes_the_number_from_github() -> None:
+    path = ROOT / ".github" / "workflows" / "comment.yml"
+    (run,) = [step["run"] for step in _steps(path) if step.get("name") == "Comment"]
+    assert "select(.head.sha == env.HEAD_SHA)" in run
+    assert "robench comment" in run
+
+
+def test_the_oldest_supported_python_is_tested() -> None:
+    versions = _read(ROOT / ".github" / "workflows" / "tests.yml")["jobs"]["tests"]["strategy"]["matrix"]["python"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f">={versions[0]}" == project["requires-python"]
+    assert len(versions) == 2
