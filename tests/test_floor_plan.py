@@ -23,6 +23,7 @@ FLOORS = {
     "losses": 1,
     "classifier": 1,
     "averaging": 1,
+    "hub": 1,
     "runs": 2,
     "result": 2,
     "comparison": 2,
@@ -35,6 +36,7 @@ FLOORS = {
     "data": 2,
     "zoo": 2,
     "adversarial": 3,
+    "card": 3,
     "curves": 3,
     "door": 3,
     "preparation": 3,
@@ -56,6 +58,7 @@ COMPUTE = {
     "losses",
     "classifier",
     "averaging",
+    "hub",
     "fastpath",
     "audits",
     "attacks",
@@ -65,6 +68,7 @@ COMPUTE = {
 BOTH_WINGS = {"errors", "environment"}
 KNOWS_BOTH = {
     "adversarial",
+    "card",
     "curves",
     "figures",
     "showcase",

@@ -10,8 +10,10 @@ from robench.cli.compare import compare
 from robench.cli.data import data
 from robench.cli.doctor import doctor
 from robench.cli.evaluate import evaluate, resume
+from robench.cli.export import export
 from robench.cli.screen import err
 from robench.cli.train import train
+from robench.cli.zoo import convert, zoo
 from robench.errors import RobenchError
 
 app = typer.Typer(
@@ -23,9 +25,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)
-for command in (show, evaluate, resume, compare, train, doctor, bench):
+for command in (show, evaluate, resume, compare, train, zoo, convert, doctor, bench):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(export, name="export")
 
 
 @app.callback()

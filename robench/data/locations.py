@@ -4,6 +4,8 @@ First the environment variable `ROBENCH_<NAME>`, then the configuration, `~/.con
 
     [data]
     imagenet = "/data/imagenet"
+
+A data set on the Hub may take the place of a folder: `hf-hub:org/name@revision`.
 """
 
 import os
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.errors import DataError, complaint, did_you_mean
+from robench.hub import SCHEME
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,8 @@ def _check_keys(file: Path, prefix: str, content: dict[str, Any], known: Iterabl
 
 
 def _folder(file: Path, name: str, path: Any) -> Path:
+    if isinstance(path, str) and path.startswith(SCHEME):
+        return Path(path)
     if not isinstance(path, str) or not Path(path).expanduser().is_absolute():
         raise DataError(complaint(str(file), f"data.{name}", repr(path), 'an absolute path, such as "/data/imagenet"'))
     return Path(path).expanduser()
