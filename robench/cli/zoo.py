@@ -3,20 +3,21 @@
 import dataclasses
 from json import loads
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.table import Column, Table
-from rich.text import Text
 
 from robench.cli.screen import out, print_json
 from robench.errors import ModelError, complaint
 
-SAYS = {
-    "bundled": "bundled",
-    "published": "on the Hub",
-    "pickled": "on the Hub as a pickle",
-    "unpublished": "not published",
+if TYPE_CHECKING:
+    from robench.zoo.baselines import Baseline
+
+HEADINGS = {
+    "bundled": "Bundled: `robench evaluate NAME PROTOCOL`",
+    "published": "On the Hub: `robench evaluate NAME PROTOCOL`",
+    "pickled": "On the Hub as a pickle, made loadable by a conversion",
+    "unpublished": "Not published: trained as said, then converted and put on the Hub",
 }
 
 
@@ -28,30 +29,23 @@ def zoo(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.
     if json:
         print_json([{**dataclasses.asdict(each), "commands": each.commands} for each in baselines])
         return
-    table = Table(
-        Column("model", overflow="fold"), Column("name", overflow="fold"), "where", "pixels", "parameters", "licence"
-    )
-    for each in baselines:
-        row = (
-            each.title,
-            each.name,
-            SAYS[each.status],
-            str(each.input_size),
-            f"{each.parameters:,}",
-            each.licence or "-",
-        )
-        table.add_row(*map(Text, row))
-    out.print(table)
-    out.print("Load what is bundled or on the Hub by its name: `robench evaluate NAME PROTOCOL`.", markup=False)
-    out.print("\nOn the Hub as a pickle; made loadable by:", markup=False)
-    for each in baselines:
-        if each.status == "pickled":
-            out.print(f"  {each.commands[0]}", markup=False)
-    out.print("\nNot published; trained as follows, converted and put on the Hub by:", markup=False)
-    for each in baselines:
-        if each.status == "unpublished":
-            commands = "\n".join(f"    {command}" for command in each.commands)
-            out.print(f"  {each.title}: {(each.recipe or '').strip()}.\n{commands}", markup=False)
+    for status, heading in HEADINGS.items():
+        out.print(f"{heading}", markup=False)
+        for each in baselines:
+            if each.status == status:
+                _show(each)
+        out.print()
+
+
+def _show(baseline: "Baseline") -> None:
+    """A baseline: what it is on one line, what to type below it, on lines of their own to be copied."""
+    facts = [f"{baseline.input_size} pixels", f"{baseline.parameters:,} parameters", *filter(None, [baseline.licence])]
+    out.print(f"  {baseline.title}: {', '.join(facts)}", markup=False)
+    if baseline.recipe is not None:
+        out.print(f"    recipe: {baseline.recipe.strip()}", markup=False)
+    named = [baseline.name] if baseline.status == "published" else baseline.commands
+    for line in named if baseline.status != "bundled" else ():
+        out.print(f"    {line}", markup=False)
 
 
 def convert(
@@ -59,15 +53,23 @@ def convert(
     target: Annotated[Path, typer.Argument(help="A new folder; or FILE.safetensors for the weights alone.")],
     architecture: Annotated[str | None, typer.Option(help="timm's name of the network that a folder is for.")] = None,
     model_args: Annotated[str | None, typer.Option(help='Its arguments as JSON, such as `{"embed_dim": 256}`.')] = None,
+    mean: Annotated[
+        str | None, typer.Option(help="Of its images, such as `0.5,0.5,0.5`; else the checkpoint's.")
+    ] = None,
+    std: Annotated[str | None, typer.Option(help="Their standard deviation, in the same form.")] = None,
     sha256: Annotated[str | None, typer.Option(help="What the source must have.")] = None,
 ) -> None:
     """Make a pickled checkpoint loadable; it is read in a process of its own, and runs no code."""
     from robench.zoo.conversion import Network
     from robench.zoo.conversion import convert as run
 
-    if model_args is not None and architecture is None:
-        raise ModelError(complaint("convert", "--model-args", "given alone", "beside `--architecture`"))
-    network = Network(architecture, _table(model_args)) if architecture is not None else None
+    given = {"--model-args": model_args, "--mean": mean, "--std": std}
+    alone = [option for option, value in given.items() if value is not None]
+    if architecture is None and alone:
+        raise ModelError(complaint("convert", alone[0], "given alone", "beside `--architecture`"))
+    network = None
+    if architecture is not None:
+        network = Network(architecture, _table(model_args), _numbers("--mean", mean), _numbers("--std", std))
     done = run(source, target, network=network, sha256=sha256)
     out.print(f"source: SHA-256 {done.sha256}", markup=False)
     out.print(f"read from it: {f'`{done.entry}`' if done.entry else 'all of it'}", markup=False)
@@ -90,3 +92,11 @@ def _table(text: str | None) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ModelError(complaint("convert", "--model-args", repr(text), "a table in JSON"))
     return content
+
+
+def _numbers(option: str, text: str | None) -> list[float] | None:
+    """Numbers between commas."""
+    try:
+        return [float(each) for each in text.split(",")] if text is not None else None
+    except ValueError as error:
+        raise ModelError(complaint("convert", option, repr(text), "numbers such as `0.5,0.5,0.5`")) from error

@@ -32,6 +32,7 @@ class Baseline:
       licence: of the weights; None: there are none.
       architecture: timm's name, where a conversion needs it.
       arguments: of the architecture, as in `model_args` of timm's `config.json`.
+      mean, std: what its images are normalised with, where that is not what timm says of the architecture.
       sha256: of the pickle, where it is pinned.
       recipe: how it is trained, where nobody has published it.
     """
@@ -44,6 +45,8 @@ class Baseline:
     licence: str | None = None
     architecture: str | None = None
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
     sha256: str | None = None
     recipe: str | None = None
 
@@ -55,6 +58,8 @@ class Baseline:
             return (shlex.join(["robench", "convert", self.name, folder]),)
         if self.status == "unpublished":
             arguments = ["--model-args", json.dumps(self.arguments)] if self.arguments else []
+            for option, values in (("--mean", self.mean), ("--std", self.std)):
+                arguments += [option, ",".join(map(str, values))] if values else []
             command = ["robench", "convert", "CHECKPOINT", self.name, "--architecture", str(self.architecture)]
             return shlex.join(command + arguments), shlex.join(["hf", "upload", f"YOU/{self.name}", self.name])
         return (shlex.join(["robench", "evaluate", self.name, "PROTOCOL"]),)

@@ -46,10 +46,14 @@ class Network:
     Attributes:
       architecture: timm's name.
       arguments: of the architecture, as in `model_args` of timm's `config.json`.
+      mean, std: what its images are normalised with, three numbers each; None: what the checkpoint says, else what timm
+        says of the architecture.
     """
 
     architecture: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
 
 
 @dataclass(frozen=True)
@@ -201,10 +205,14 @@ def _write_folder(
         settings.pop(key, None)
     if known is not None:
         settings["license"] = known.licence
-    if constants is not None:
-        settings["mean"], settings["std"] = (_numbers(values, source) for values in constants)
+    inside = constants if constants is not None else (None, None)
+    origins = []
+    for key, given, found in zip(("mean", "std"), (network.mean, network.std), inside, strict=True):
+        origins.append("the call" if given else "the checkpoint" if found is not None else "timm's configuration")
+        if given or found is not None:
+            settings[key] = _three(given or found.flatten().tolist(), source, key)
     timm.models.save_for_hf(module, folder, model_args=arguments, safe_serialization=True)
-    return "the checkpoint" if constants is not None else f"timm's configuration of {network.architecture}"
+    return " and ".join(dict.fromkeys(origins))
 
 
 def _classes(network: Network, state: Mapping[str, Tensor], source: str) -> dict[str, int]:
@@ -215,8 +223,7 @@ def _classes(network: Network, state: Mapping[str, Tensor], source: str) -> dict
     return {"num_classes": len(weight)} if weight is not None else {}
 
 
-def _numbers(values: Tensor, source: str) -> tuple[float, ...]:
-    numbers = tuple(values.flatten().tolist())
-    if len(numbers) != 3:
-        raise ModelError(complaint(source, "normaliser", f"of {len(numbers)} numbers", "one for each channel"))
-    return numbers
+def _three(values: Sequence[float], source: str, key: str) -> tuple[float, ...]:
+    if len(values) != 3:
+        raise ModelError(complaint(source, key, f"{len(values)} numbers", "one for each of three channels"))
+    return tuple(values)

@@ -90,10 +90,11 @@ def test_arguments_of_the_architecture_go_into_the_config(tmp_path: Path) -> Non
     arguments = {"embed_dim": 48, "num_heads": 3}
     network = _network("test_vit", num_classes=5, **arguments)
     torch.save(network.state_dict(), tmp_path / "w.pth")
-    done = convert(str(tmp_path / "w.pth"), tmp_path / "vit", network=Network("test_vit", arguments))
-    assert done.normalisation == "timm's configuration of test_vit"
+    given = Network("test_vit", arguments, mean=(0.1, 0.2, 0.3))
+    done = convert(str(tmp_path / "w.pth"), tmp_path / "vit", network=given)
+    assert done.normalisation == "the call and timm's configuration"
     settings: Any = network.pretrained_cfg
-    mean, std = (torch.tensor(settings[key]).reshape(1, 3, 1, 1) for key in ("mean", "std"))
+    mean, std = (torch.tensor(values).reshape(1, 3, 1, 1) for values in (given.mean, settings["std"]))
     with torch.no_grad():
         assert torch.equal(load_model(str(tmp_path / "vit"))(_images(160)), network((_images(160) - mean) / std))
 
@@ -244,11 +245,12 @@ def test_a_bomb_is_not_unfolded(tmp_path: Path) -> None:
     [
         (None, r"`architecture` is none; expected what the weights are for\. Give timm's name with `--architecture`"),
         (Network("resnet5O"), r"`architecture` is `resnet5O`; expected the name of a timm model\. Did you mean"),
+        (Network(SMALL, mean=(0.5,)), r"`mean` is 1 numbers; expected one for each of three channels"),
         (Network(SMALL, {"depht": 3}), r"`model_args` is `.*depht.*`, with which timm cannot build test_resnet"),
     ],
 )
 def test_a_network_that_timm_does_not_know_is_named(network: Network | None, message: str, tmp_path: Path) -> None:
-    torch.save({"w": torch.zeros(1)}, tmp_path / "w.pth")
+    torch.save(_network().state_dict(), tmp_path / "w.pth")
     with pytest.raises(ModelError, match=message):
         convert(str(tmp_path / "w.pth"), tmp_path / "folder", network=network)
 
