@@ -9,6 +9,7 @@ Not here: which images of ImageNet are wanted, and their labels (`imagenet/`), a
 
 import dataclasses
 import json
+import os
 from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,14 +126,14 @@ def open_split(snapshot: Snapshot, split: str | None) -> Split:
             snapshot.address.repository, revision=snapshot.commit, streaming=True, token=snapshot.token
         )
         name = _chosen(list(splits), split, where)
-        features = splits[name].features or splits[name]._resolve_features().features
+        features = splits[name].features or {}
     except DataError:
         raise
     except Exception as error:  # of the file formats, the Hub's client, and its transport
         raise DataError(_unreadable(where, error)) from error
     image = next((column for column, kind in features.items() if isinstance(kind, datasets.Image)), None)
     if image is None:
-        raise DataError(complaint(where, "columns", first_few(list(features)), "one with images"))
+        raise DataError(complaint(where, "columns", first_few(list(features)) or "of no known kind", "one with images"))
     label = next((column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
     rows = splits[name].select_columns([image, *([label] if label else [])])
     classes = tuple(features[label].names) if label else ()
@@ -231,7 +232,7 @@ def _missing(folder: Path, wanted: Collection[str]) -> set[str]:
 
 def _write(path: Path, content: bytes) -> None:
     """The file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another process may fetch the same
     temporary.write_bytes(content)
     temporary.replace(path)
 

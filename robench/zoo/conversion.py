@@ -205,12 +205,12 @@ def _write_folder(
         settings.pop(key, None)
     if known is not None:
         settings["license"] = known.licence
-    inside = constants if constants is not None else (None, None)
+    inside = [values.flatten().tolist() for values in constants] if constants is not None else [[], []]
     origins = []
     for key, given, found in zip(("mean", "std"), (network.mean, network.std), inside, strict=True):
-        origins.append("the call" if given else "the checkpoint" if found is not None else "timm's configuration")
-        if given or found is not None:
-            settings[key] = _three(given or found.flatten().tolist(), source, key)
+        origins.append("the call" if given else "the checkpoint" if found else "timm's configuration")
+        if given or found:
+            settings[key] = _three(given or found, source, key)
     timm.models.save_for_hf(module, folder, model_args=arguments, safe_serialization=True)
     return " and ".join(dict.fromkeys(origins))
 

@@ -209,7 +209,7 @@ def test_what_holds_no_images_is_named(server: FakeHub, tmp_path: Path) -> None:
     wrong = {
         "broken": ({"data/test-0.parquet": b"no parquet"}, "`data` is unreadable ("),
         "empty": ({"README.md": b"empty"}, "`data` is unreadable ("),
-        "table": ({"data.csv": b"a,b\n1,2\n"}, "`columns` is a, b; expected one with images."),
+        "table": ({"data.csv": b"a,b\n1,2\n"}, "`columns` is of no known kind; expected one with images."),
     }
     for name, (files, _) in wrong.items():
         server.add(f"datasets/someone/{name}", files)
