@@ -284,6 +284,7 @@ def model_record(
     return ModelRecord(
         name=classifier.name,
         reference=loaded.reference if loaded else None,
+        revision=loaded.revision if loaded else None,
         loader=loaded.loader if loaded else own,
         weights_sha256=loaded.weights_sha256 if loaded else None,
         state_digest=classifier.state_digest(),

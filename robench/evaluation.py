@@ -76,13 +76,13 @@ def evaluate(
     the caller's random numbers are left as they were.
 
     Args:
-      model: a name (`mini-resnet`, `module.path:function`), an `nn.Module` in eval mode, or any callable
-        on float32 RGB images in [0, 1], shape (N, 3, H, W), that returns logits, shape (N, K).
+      model: a name (`mini-resnet`, `hf-hub:org/name`, `module.path:function`), an `nn.Module` in eval mode, or any
+        callable on float32 RGB images in [0, 1], shape (N, 3, H, W), that returns logits, shape (N, K).
       protocol: id (`mini-pgd-linf`), exact name (`mini-pgd-linf@1`), path of a TOML file, a
         `robench.protocol.Protocol`, or a list.
       data: None for the protocol's own data; a folder, of the protocol's images or with one sub-folder
-        per class; a pair (images, labels); or a `robench.data.Source`. Other data than the protocol's
-        makes the result unofficial.
+        per class; `hf-hub:org/name[@revision]`; a pair (images, labels); or a `robench.data.Source`. Other
+        data than the protocol's makes the result unofficial.
       limit: only the first so many examples, a random sample; makes the result partial.
       run_dir: folder of the run; by default `runs/<model>/<protocol>-<run key>`.
       device: by default where a handed-in module lies, else the CPU.
@@ -154,7 +154,7 @@ def resume(
     folder = Path(run_dir)
     run = Run.open(folder)
     plan = run.plan
-    if plan.model.reference is None or plan.data.source not in ("folder", plan.protocol["data"]["source"]):
+    if plan.model.reference is None or plan.data.source not in ("folder", "hub", plan.protocol["data"]["source"]):
         what = "a model" if plan.model.reference is None else "data"
         advice = f'Call `robench.evaluate` again with the same arguments and `run_dir="{folder}"`.'
         raise RunError(complaint(str(folder), "plan.json", f"of {what} handed in from Python", "names to load", advice))
@@ -170,7 +170,9 @@ def resume(
     )
     # A run without limit may have begun with all that was there of an incomplete set: more than that must do again.
     limit = plan.data.limit or max(plan.data.count, plan.data.of)
-    request = Request(plan.model.reference, plan.data.path, limit, device, batch_size, options)
+    pin = f"@{plan.model.revision}" if plan.model.revision is not None else ""
+    data = plan.data.reference or plan.data.path
+    request = Request(plan.model.reference + pin, data, limit, device, batch_size, options)
     check_numbers(request)
     return _evaluate(request, Registered(plan.parsed_protocol(), plan.official), folder)
 

@@ -20,7 +20,7 @@ from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
 from robench.averaging import AveragingClassifier, seeded
 from robench.budgets import BALLS, Budget
 from robench.classifier import Classifier
-from robench.data import Source, open_source
+from robench.data import Source, is_on_hub, open_source
 from robench.data.source import ids_digest
 from robench.door import (
     UNSEEDED,
@@ -313,10 +313,12 @@ def _load(request: Request) -> tuple[Classifier, Loaded | None]:
 def _planned_data(protocol: Protocol, source: Source, request: Request) -> PlannedData:
     total = len(source.ids)
     limit = request.limit if request.limit is not None and request.limit < total else None
-    path = str(Path(request.data).resolve()) if isinstance(request.data, str | Path) else None
+    is_folder = isinstance(request.data, str | Path) and not is_on_hub(request.data)
+    path = str(Path(request.data).resolve()) if is_folder else None
     return PlannedData(
         source=source.name,
         path=path,
+        reference=getattr(source, "reference", None),
         count=limit or total,
         of=protocol.data.count,
         limit=limit,

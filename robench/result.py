@@ -162,6 +162,8 @@ class ModelRecord(_Record):
     name: str
     reference: str | None = None
     """What names the model to robench (`mini-resnet`); none for a callable that was handed in."""
+    revision: str | None = None
+    """Commit of the repository on the Hub that the weights came from; none for others."""
     loader: str
     """What built it: a class, or `callable`."""
     weights_sha256: Sha256 | None = None
@@ -177,6 +179,8 @@ class DataRecord(_Record):
     """Which examples, exactly."""
 
     source: str
+    reference: str | None = None
+    """What names the data on the Hub, with its commit; none for other data."""
     count: int
     """Examples evaluated."""
     of: int

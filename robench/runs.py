@@ -54,6 +54,8 @@ class PlannedData(_Record):
     source: str
     path: str | None = None
     """Where they were read, for `robench resume`."""
+    reference: str | None = None
+    """What names them on the Hub, with their commit."""
     count: int = Field(gt=0)
     of: int
     limit: int | None = None
@@ -350,6 +352,7 @@ class Run:
             model=plan.model,
             data=DataRecord(
                 source=plan.data.source,
+                reference=plan.data.reference,
                 count=plan.data.count,
                 of=plan.data.of,
                 ids_sha256=plan.data.ids_sha256,

@@ -24,6 +24,7 @@ FLOORS = {
     "losses": 1,
     "classifier": 1,
     "averaging": 1,
+    "hub": 1,
     "runs": 2,
     "result": 2,
     "comparison": 2,
@@ -40,6 +41,7 @@ FLOORS = {
     "submitting": 3,
     "verification": 3,
     "adversarial": 3,
+    "card": 3,
     "curves": 3,
     "door": 3,
     "preparation": 3,
@@ -80,6 +82,7 @@ COMPUTE = {
     "losses",
     "classifier",
     "averaging",
+    "hub",
     "fastpath",
     "audits",
     "attacks",
@@ -89,6 +92,7 @@ COMPUTE = {
 BOTH_WINGS = {"errors", "environment"}
 KNOWS_BOTH = {
     "adversarial",
+    "card",
     "curves",
     "figures",
     "tiles",

@@ -62,22 +62,24 @@ def fetch(
 def check(
     protocol: Annotated[str, typer.Argument(help="Id, `id@version`, or a TOML file.")],
     folder: Annotated[
-        Path | None, typer.Option("--data", help="Folder of the images; default: the protocol's own, where they lie.")
+        Path | None, typer.Option("--data", help="Folder of the images, or `hf-hub:org/name`; default: where they lie.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images; default up to 4.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
     """Read all images of a protocol; exit code 1 unless they are its own and every one can be read."""
-    from robench.data import open_source
+    from robench.data import is_on_hub, location_of, open_source
     from robench.data.examination import examine
 
     wanted = resolve(protocol).protocol
+    location = location_of(wanted.data.source) if folder is None else None
+    on_hub = is_on_hub(location.path if location is not None else folder)
     source = open_source(
         wanted.data.source,
         folder,
         resize=wanted.data.resize,
         crop=wanted.data.crop,
-        limit=1,  # what is missing is to be counted, not refused
+        limit=None if on_hub else 1,  # what is missing in a folder is to be counted, not refused
         workers=workers,
     )
     with bar() as progress:

@@ -56,12 +56,14 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
 
 def _located(name: str) -> str:
     """Where a data set lies that is not shipped, who says so, and how much of it is there."""
-    from robench.data import FileSource, location_of, open_source
+    from robench.data import FileSource, is_on_hub, location_of, open_source
     from robench.data.locations import way_to_name
 
     location = location_of(name)
     if location is None:
         return f"not named: give its folder with --data, {way_to_name(name)}"
+    if is_on_hub(location.path):
+        return f"{location.path}, named by {location.origin}: on the Hub, not asked"
     source = open_source(name, None, resize=None, crop=1, limit=1)
     found = f"{location.path}, named by {location.origin}"
     if not isinstance(source, FileSource) or source.missing is None:

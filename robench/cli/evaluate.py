@@ -74,11 +74,11 @@ def _so_far(progress: Progress) -> str:
 
 
 def evaluate(
-    model: Annotated[str, typer.Argument(help="`mini-resnet`, `timm:NAME`, a folder, or `module.path:function`.")],
+    model: Annotated[
+        str, typer.Argument(help="`mini-resnet`, `timm:NAME`, `hf-hub:org/name`, a folder, or `module.path:function`.")
+    ],
     protocols: Annotated[list[str], typer.Argument(metavar="PROTOCOL...", help="Ids, `id@version`, or TOML files.")],
-    data: Annotated[
-        Path | None, typer.Option(help="Folder of the protocol's images, or with one sub-folder per class.")
-    ] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of images, or `hf-hub:org/name[@revision]`.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples: a partial result.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; default `runs/MODEL/PROTOCOL-KEY`.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,

@@ -11,12 +11,14 @@ from robench.cli.compare import compare
 from robench.cli.data import data
 from robench.cli.doctor import doctor
 from robench.cli.evaluate import evaluate, resume
+from robench.cli.export import export
 from robench.cli.leaderboard import leaderboard
 from robench.cli.screen import err
 from robench.cli.submit import submit
 from robench.cli.textures import textures
 from robench.cli.train import train
 from robench.cli.validate import validate
+from robench.cli.zoo import convert, zoo
 from robench.errors import RobenchError
 
 app = typer.Typer(
@@ -28,9 +30,24 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)
-for command in (show, evaluate, resume, compare, submit, validate, leaderboard, comment, train, doctor, bench):
+for command in (
+    show,
+    evaluate,
+    resume,
+    compare,
+    submit,
+    validate,
+    leaderboard,
+    comment,
+    train,
+    zoo,
+    convert,
+    doctor,
+    bench,
+):
     app.command()(command)
 app.add_typer(data, name="data")
+app.add_typer(export, name="export")
 app.add_typer(textures, name="textures")
 
 

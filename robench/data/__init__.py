@@ -8,12 +8,14 @@ from robench.data.arrays import ArraySource
 from robench.data.decoding import Decoder
 from robench.data.files import FileSource
 from robench.data.folder import open_folder
+from robench.data.hub import open_hub, open_imagenet_on_hub
 from robench.data.imagenet import open_imagenet
 from robench.data.locations import Location, locate, way_to_name
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
 from robench.data.source import Source, Unreadable, check_source
 from robench.data.textures import PUBLISHED, TextureDictionary, open_textures
 from robench.errors import DataError, complaint
+from robench.hub import SCHEME
 
 __all__ = [
     "CATALOGUE",
@@ -24,6 +26,7 @@ __all__ = [
     "TextureDictionary",
     "Unreadable",
     "check_there",
+    "is_on_hub",
     "location_of",
     "open_source",
     "textures_of",
@@ -87,7 +90,7 @@ def open_source(
     Args:
       name: the data set the protocol asks for.
       data: None for the protocol's own data; a folder, of the protocol's images or with one sub-folder per
-        class; a pair (images, labels); or a `Source`.
+        class; `hf-hub:org/name[@revision]`; a pair (images, labels); or a `Source`.
       resize, crop: the view that the protocol ranks, in pixels; applied to folders.
       limit: how many examples are wanted; a folder may then lack images of the protocol's.
       workers: processes that decode files; 0: this one; None: up to four.
@@ -98,6 +101,8 @@ def open_source(
     source: Source
     if data is None:
         source = _own_data(name, decoder, limit)
+    elif is_on_hub(data):
+        source = _from_hub(name, str(data), decoder, limit)
     elif isinstance(data, str | Path):
         root, reader = Path(data), READERS.get(name)
         named = reader(root, decoder, limit=limit, any_classes=True) if reader is not None else None
@@ -107,7 +112,7 @@ def open_source(
     elif isinstance(data, Source):
         source = data
     else:
-        expected = "a folder, a pair (images, labels), or a robench.data.Source"
+        expected = "a folder, `hf-hub:org/name`, a pair (images, labels), or a robench.data.Source"
         raise DataError(complaint("robench", "data", type(data).__name__, expected))
     check_source(source, where=source.name)
     return source
@@ -117,7 +122,21 @@ def _own_data(name: str, decoder: Decoder, limit: int | None) -> Source:
     location = check_there(name)
     if location is None:
         return CATALOGUE[name]()
+    if is_on_hub(location.path):
+        return _from_hub(name, str(location.path), decoder, limit)
     try:
         return READERS[name](location.path, decoder, limit=limit, any_classes=False)
     except DataError as error:
         raise DataError(f"{error} ({location.origin} names {location.path}.)") from error
+
+
+def is_on_hub(data: Any) -> bool:
+    """Whether data are named as a data set on the Hub."""
+    return isinstance(data, str | Path) and str(data).startswith(SCHEME)
+
+
+def _from_hub(name: str, reference: str, decoder: Decoder, limit: int | None) -> Source:
+    """A data set on the Hub: ImageNet's validation set by the names of its images, others as they are."""
+    if name == "imagenet":
+        return open_imagenet_on_hub(reference, decoder, limit=limit)
+    return open_hub(reference, decoder)

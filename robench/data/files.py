@@ -36,6 +36,7 @@ class FileSource:
       decoder: how files become images.
       missing: the examples that should be there and have no file; they may be among `examples`, where
         they are unreadable. None: nothing says what should be there.
+      reference: what names the data on the Hub, with its commit; None: they are only a folder.
     """
 
     name: str
@@ -44,6 +45,7 @@ class FileSource:
     class_names: Sequence[str] = field(repr=False)
     decoder: Decoder
     missing: Sequence[FileExample] | None = field(default=None, repr=False)
+    reference: str | None = None
 
     @cached_property
     def ids(self) -> Sequence[str]:

@@ -6,6 +6,8 @@ First the environment variable `ROBENCH_<NAME>`, then the configuration, `~/.con
     imagenet = "/data/imagenet"
 
 and last what `robench data fetch` put into the cache.
+
+A data set on the Hub may take the place of a folder: `hf-hub:org/name@revision`.
 """
 
 import os
@@ -16,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from robench.errors import DataError, complaint, did_you_mean
+from robench.hub import SCHEME
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,8 @@ def _check_keys(file: Path, prefix: str, content: dict[str, Any], known: Iterabl
 
 
 def _folder(file: Path, name: str, path: Any) -> Path:
+    if isinstance(path, str) and path.startswith(SCHEME):
+        return Path(path)
     if not isinstance(path, str) or not Path(path).expanduser().is_absolute():
         raise DataError(complaint(str(file), f"data.{name}", repr(path), 'an absolute path, such as "/data/imagenet"'))
     return Path(path).expanduser()

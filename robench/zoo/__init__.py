@@ -1,8 +1,9 @@
 """Turns the name of a model into the model.
 
-A name is a bundled model (`mini-resnet`), one of timm's (`timm:resnet50`), a folder with timm's
-`config.json` and safetensors, or one's own code (`module.path:function`). Not here: what a model must be
-like (`robench.classifier`), and how bundled ones were trained (`robench.training`).
+A name is a bundled model (`mini-resnet`), one of timm's (`timm:resnet50`), a repository on the Hub
+(`hf-hub:org/name`), a folder with timm's `config.json` and safetensors, or one's own code
+(`module.path:function`). Not here: what a model must be like (`robench.classifier`), and how bundled ones were
+trained (`robench.training`).
 """
 
 import importlib.resources
@@ -14,6 +15,7 @@ import torch
 from torch import nn
 
 from robench.errors import ModelError, complaint, did_you_mean
+from robench.hub import SCHEME, Hub, parse
 from robench.zoo import timm_models
 from robench.zoo.mini import ARCHITECTURES, MODELS
 from robench.zoo.normalised import Normalised
@@ -33,6 +35,7 @@ class Loaded:
       reference: what names it to robench again.
       loader: what built it.
       weights_sha256: of the weights file, where there is one.
+      revision: commit of the repository on the Hub that the weights came from, where they did.
     """
 
     model: Any
@@ -40,15 +43,24 @@ class Loaded:
     reference: str
     loader: str
     weights_sha256: str | None = None
+    revision: str | None = None
 
 
-def load_model(reference: str, *, weights: str | Path | None = None) -> nn.Module:
+def load_model(
+    reference: str,
+    *,
+    weights: str | Path | None = None,
+    endpoint: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> nn.Module:
     """Load a model by name, in eval mode, on the CPU, with its normalisation inside.
 
     Args:
-      reference: a bundled name, such as `mini-resnet`; `timm:NAME`; a folder with timm's `config.json` and
-        safetensors; or `module.path:function`.
+      reference: a bundled name, such as `mini-resnet`; `timm:NAME[@revision]`; `hf-hub:org/name[@revision]`; a folder
+        with timm's `config.json` and safetensors; or `module.path:function`.
       weights: a safetensors file in place of the bundled or downloaded weights.
+      endpoint: address of the Hub; by default what `HF_ENDPOINT` says, else huggingface.co.
+      cache_dir: folder of what is downloaded; by default what `HF_HUB_CACHE` or `HF_HOME` say.
     Returns:
       A module that takes float32 RGB images in [0, 1] and returns logits; from one's own function as it
       comes, in whatever mode that is.
@@ -58,38 +70,51 @@ def load_model(reference: str, *, weights: str | Path | None = None) -> nn.Modul
       >>> load_model("mini-resnet")(torch.zeros(1, 3, 64, 64)).shape
       torch.Size([1, 10])
     """
-    model = resolve(reference, weights=weights).model
+    model = resolve(reference, weights=weights, hub=Hub(endpoint, cache_dir)).model
     if not isinstance(model, nn.Module):
         advice = "`robench.evaluate` takes any callable; `load_model` returns modules."
         raise ModelError(complaint(reference, "model", type(model).__name__, "a torch.nn.Module", advice))
     return model
 
 
-def resolve(reference: str, *, weights: str | Path | None = None) -> Loaded:
+def resolve(reference: str, *, weights: str | Path | None = None, hub: Hub | None = None) -> Loaded:
     """The same as `load_model`, with its origin, and for any callable."""
-    path = Path(weights) if weights is not None else None
+    path, hub = Path(weights) if weights is not None else None, hub or Hub()
     if reference in MODELS:
         return _bundled(reference, path)
     if reference.startswith("timm:"):
-        name = reference.removeprefix("timm:")
-        model, digest = timm_models.by_name(name, path)
-        return Loaded(model, name if path is None else path.stem, reference, loader=reference, weights_sha256=digest)
-    if reference.startswith("hf-hub:"):
-        advice = "Until a later release loads these names, download the files and give their folder."
-        raise ModelError(complaint("robench", "model", f"`{reference}`", "a bundled or timm name, or a folder", advice))
+        own, _, revision = reference.partition("@")
+        name = own.removeprefix("timm:")
+        built = timm_models.by_name(name, path, revision=revision or None, hub=hub)
+        return _loaded(built, name if path is None else path.stem, own, loader=own)
+    if reference.startswith(SCHEME):
+        address = parse(reference)
+        if address.file is not None:
+            advice = "A file of weights goes through `robench convert`."
+            raise ModelError(complaint("robench", "model", f"`{reference}`", "`hf-hub:org/name[@revision]`", advice))
+        _refuse_weights(reference, weights, "with `hf-hub:`", "Give the weights' own folder, or use `timm:NAME`.")
+        built = timm_models.from_hub(address, hub)
+        name = address.repository.partition("/")[2]
+        return _loaded(built, name, address.reference, loader=address.reference)
     if reference and Path(reference).is_dir():
-        model, digest = timm_models.from_folder(Path(reference), path)
-        name = Path(reference).resolve().name
-        return Loaded(model, name, reference, loader="timm folder", weights_sha256=digest)
+        built = timm_models.from_folder(Path(reference), path)
+        return _loaded(built, Path(reference).resolve().name, reference, loader="timm folder")
     if ":" in reference:
-        if weights is not None:
-            advice = "Load the weights in the function."
-            raise ModelError(complaint(reference, "weights", f"`{weights}`", "none with `module:function`", advice))
+        _refuse_weights(reference, weights, "with `module:function`", "Load the weights in the function.")
         name = reference.rpartition(":")[2]
         return Loaded(call_function(reference), name, reference, loader="module:function")
     near = f"Did you mean `timm:{reference}`?" if timm_models.knows(reference) else did_you_mean(reference, MODELS)
-    advice = near + " Other models are `timm:NAME`, `module.path:function`, or a folder."
+    advice = near + " Other models are `timm:NAME`, `hf-hub:org/name`, `module.path:function`, or a folder."
     raise ModelError(complaint("robench", "model", f"`{reference}`", "the name of a model", advice))
+
+
+def _loaded(built: timm_models.Built, name: str, reference: str, *, loader: str) -> Loaded:
+    return Loaded(built.model, name, reference, loader, built.weights_sha256, built.revision)
+
+
+def _refuse_weights(reference: str, weights: str | Path | None, why: str, advice: str) -> None:
+    if weights is not None:
+        raise ModelError(complaint(reference, "weights", f"`{weights}`", f"none {why}", advice))
 
 
 def _bundled(name: str, weights: Path | None) -> Loaded:

@@ -5,13 +5,16 @@ Not here: what is built (`mini`, `timm_models`).
 
 import hashlib
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 
 from robench.errors import ModelError, complaint
+
+SUFFIX = ".safetensors"
 
 
 def fill(model: nn.Module, path: Path, reference: str) -> str:
@@ -31,30 +34,49 @@ def fill(model: nn.Module, path: Path, reference: str) -> str:
         reason = error.strerror or type(error).__name__
         raise ModelError(complaint(str(path), "weights", f"unreadable ({reason})", "a safetensors file")) from error
     try:
-        model.load_state_dict(load_file(path))
+        state = load_file(path)
     except SafetensorError as error:
         if magic == b"PK" or magic[:1] == b"\x80":  # only now: the length of a safetensors header may begin so, too
-            advice = f"A pickle can run code when it is read. Convert it where you trust it: {conversion(path)}"
+            advice = f"A pickle can run code when it is read. Convert it: {conversion(str(path), str(beside(path)))}"
             raise ModelError(complaint(str(path), "weights", "a pickle", "a safetensors file", advice)) from error
         raise ModelError(complaint(str(path), "weights", f"unreadable ({error})", "a safetensors file")) from error
+    load_strictly(model, state, str(path), reference)
+    return sha256_of(path)
+
+
+def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str, reference: str) -> None:
+    """Load a state dict in which no tensor is missing, too much or of another shape.
+
+    Args:
+      model: what it is loaded into.
+      state: the tensors.
+      where: what messages call their origin.
+      reference: name of the model, for messages.
+    Raises:
+      ModelError: they are another model's.
+    """
+    try:
+        model.load_state_dict(state)
     except RuntimeError as error:
         summary = " ".join(str(error).split())[:300]
         raise ModelError(
-            complaint(str(path), "weights", f"of another model ({summary})", f"the tensors of {reference}")
+            complaint(where, "weights", f"of another model ({summary})", f"the tensors of {reference}")
         ) from error
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def conversion(path: Path) -> str:
-    """The command that turns a pickled state dict into safetensors, for a shell."""
-    target = path.with_suffix(".safetensors")
-    if target == path:
-        target = path.with_suffix(".converted.safetensors")
-    code = (
-        "import sys, torch; from safetensors.torch import save_file; "
-        'state = torch.load(open(sys.argv[1], "rb"), weights_only=True); '  # given a name, torch goes by its suffix
-        "state = state.get('state_dict', state.get('model', state)); "  # as most checkpoints nest it
-        "save_file({name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, "
-        "sys.argv[2])"
-    )
-    return shlex.join(["python", "-c", code, str(path), str(target)])
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def conversion(source: str, target: str) -> str:
+    """The command that converts a pickle to safetensors, for a shell: to a file, or to a folder as timm lays it out."""
+    named = [] if target.endswith(SUFFIX) else ["--architecture", "NAME"]
+    return shlex.join(["robench", "convert", source, target, *named])
+
+
+def beside(path: Path) -> Path:
+    """Where the safetensors file of a pickle goes."""
+    target = path.with_suffix(SUFFIX)
+    return target if target != path else path.with_suffix(f".converted{SUFFIX}")
