@@ -39,6 +39,12 @@ def test_bytes_depend_on_the_example_alone(name: str, severity: int) -> None:
     order = [6, 2, 0, 5, 1, 3, 4]
     mixed = corrupt(images[order], [ids[at] for at in order], name, severity, scale="tiny")
     assert torch.equal(mixed, together[order])
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3 - min(threads, 2))
+        assert torch.equal(corrupt(images, ids, name, severity, scale="tiny"), together)
+    finally:
+        torch.set_num_threads(threads)
 
 
 RANDOM = set(CATALOGUE) - {
