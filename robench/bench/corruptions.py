@@ -7,7 +7,8 @@ file is read or written. Its `elastic_transform` is another, cheaper corruption 
 import multiprocessing
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
@@ -79,7 +80,7 @@ def _images(count: int) -> Pixels:
 def _seconds(work: Callable[[Job], None], images: Pixels, processes: int) -> dict[str, float]:
     """Wall time of each corruption over all images, once everything is compiled and loaded."""
     took = {}
-    with multiprocessing.get_context("fork").Pool(processes, _one_thread) as pool:
+    with _opencv_in_one_thread(), multiprocessing.get_context("fork").Pool(processes, _one_thread) as pool:
         for name in COMMON:
             pool.map(work, _jobs(name, images[: 2 * processes], 1), chunksize=1)
             began = time.perf_counter()
@@ -98,10 +99,20 @@ def _jobs(name: str, images: Pixels, together: int) -> list[Job]:
 
 def _one_thread() -> None:
     """Threads would wait for each other beside as many processes as there are cores."""
+    torch.set_num_threads(1)
+
+
+@contextmanager
+def _opencv_in_one_thread() -> Iterator[None]:
+    """Said before processes are forked, which do not inherit the threads and would wait for them."""
     import cv2
 
-    torch.set_num_threads(1)
+    before = cv2.getNumThreads()
     cv2.setNumThreads(1)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(before)
 
 
 def _ours(job: Job) -> None:

@@ -47,6 +47,18 @@ def test_bytes_depend_on_the_example_alone(name: str, severity: int) -> None:
         torch.set_num_threads(threads)
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_gpu_makes_the_same_bytes(name: str) -> None:
+    images, ids = _mini(16)
+    for severity in (1, 3, 5):
+        here = corrupt(images, ids, name, severity, scale="tiny")
+        there = corrupt(images.cuda(), ids, name, severity, scale="tiny")
+        assert there.device.type == "cuda"
+        assert float((here == there.cpu()).double().mean()) >= 0.99999
+
+
 RANDOM = set(CATALOGUE) - {
     "defocus_blur",
     "zoom_blur",
