@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from robench.bench.autoattack import measure_autoattack
+from robench.bench.corruptions import measure_corruptions
 from robench.bench.equivalence import measure_equivalence
 from robench.bench.measurement import Measurement, Settings
 from robench.bench.parity import measure_parity
@@ -41,6 +42,13 @@ CATALOGUE = {
         models=("mini-resnet-gelu-adv", "mini-resnet-adv", "mini-deit-adv"),
         images=128,
         run=measure_autoattack,
+    ),
+    "corruptions": Bench(
+        claim="Seconds of the fifteen corruptions at severity 3, one process per core, beside imagecorruptions",
+        against="imagecorruptions",
+        models=("photographs",),
+        images=200,
+        run=measure_corruptions,
     ),
     "equivalence": Bench(
         claim="Whether AutoAttack differs from its reference more than that from itself, over seeds (hours)",

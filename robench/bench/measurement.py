@@ -3,6 +3,7 @@
 Not here: what is measured (one file each).
 """
 
+import math
 import os
 import statistics
 import time
@@ -39,9 +40,11 @@ class Settings:
 class Measurement:
     """What a bench found. Seconds are medians over the repeats, accuracies and differences are means.
 
+    What a bench has nothing to say about is NaN, and left out of the content.
+
     Attributes:
       name, model, examples: what was measured.
-      ours_seconds, theirs_seconds: from images in memory to verdicts.
+      ours_seconds, theirs_seconds: from images in memory to verdicts, or to corrupted images.
       ours_robust, theirs_robust: robust accuracy.
       verdicts_differ: examples on which the two disagree.
       overhead: our wall time over what the passes it spent cost at the best batch size; None where times do
@@ -55,10 +58,10 @@ class Measurement:
     examples: int
     ours_seconds: float
     theirs_seconds: float
-    ours_robust: float
-    theirs_robust: float
-    verdicts_differ: float
-    overhead: float | None
+    ours_robust: float = math.nan
+    theirs_robust: float = math.nan
+    verdicts_differ: float = math.nan
+    overhead: float | None = None
     details: dict[str, Any] = field(default_factory=dict)
     doubts: tuple[str, ...] = ()
 
@@ -70,6 +73,7 @@ class Measurement:
     def content(self) -> dict[str, Any]:
         """All of it, as one flat object."""
         own = {key: value for key, value in vars(self).items() if key not in ("details", "doubts")}
+        own = {key: value for key, value in own.items() if not (isinstance(value, float) and math.isnan(value))}
         return {**own, "ratio": self.ratio, "valid": not self.doubts, "doubts": list(self.doubts), **self.details}
 
 
@@ -120,12 +124,12 @@ class Stopwatch:
 
 
 def _others_seconds() -> float | None:
-    """Processor seconds that all processes but this one have taken; None where the system does not say."""
+    """Processor seconds that all processes but this one and its ended children have taken; None where nothing says."""
     try:
         fields = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:]
         user, nice, system, _, _, interrupts, soft = (int(value) for value in fields[:7])
         ticks = os.sysconf("SC_CLK_TCK")
     except (OSError, ValueError, AttributeError):
         return None
-    own = time.process_time()
+    own = sum(os.times()[:4])
     return (user + nice + system + interrupts + soft) / ticks - own

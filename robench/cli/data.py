@@ -8,6 +8,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
+from robench.cli.corrupt import corrupt
 from robench.cli.screen import bar, out, print_json
 from robench.errors import first_few
 from robench.protocol import Protocol
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 SHOWN = 5
 """Names of a kind in the table; `--json` has all."""
 
-data = typer.Typer(no_args_is_help=True, help="Look at the images that protocols use.")
+data = typer.Typer(no_args_is_help=True, help="Look at the images that protocols use, and make more.")
+data.command()(corrupt)
 
 
 @data.callback()

@@ -14,6 +14,7 @@ from robench.data.imagenet.cells import Cell, open_cells
 from robench.data.imagenet.shifts import SHIFTS, reader
 from robench.data.locations import Location, locate, way_to_name
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
+from robench.data.mini.cells import MiniCells
 from robench.data.mini.stylized import MiniStylized
 from robench.data.source import Source, Unreadable, Views, check_source
 from robench.data.textures import PUBLISHED, TextureDictionary, open_textures
@@ -50,7 +51,7 @@ class Reader(Protocol):
 CATALOGUE: dict[str, Callable[[], Source]] = {"mini": _mini, "mini-stylized": MiniStylized}
 """What opens a data set that is shipped, by its name in a protocol."""
 
-MADE_IN_CELLS: dict[str, Callable[[Sequence[Cell]], Source]] = {}
+MADE_IN_CELLS: dict[str, Callable[[Sequence[Cell]], Source]] = {"mini-c": MiniCells}
 """What makes a data set in cells from what is shipped."""
 
 READERS: dict[str, Reader] = {

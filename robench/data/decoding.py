@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ _DEAD = "DataLoader worker (pid"
 """How torch begins its message about a worker that is gone."""
 
 _Decoded = NDArray[np.uint8] | Unreadable
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,9 @@ class Decoder:
     def pixels(self, files: Sequence[ImageFile]) -> Iterator[NDArray[np.uint8] | Unreadable]:
         """The same as bytes, uint8, shape (3, crop, crop)."""
         workers = default_workers() if self.workers is None else self.workers
-        return self._near(files) if workers == 0 or len(files) < FEW else self._apart(files, workers)
+        if workers == 0 or len(files) < FEW:
+            return self._near(files)
+        return in_workers(_Files(self, files), workers, together=_BATCH)
 
     def decode(self, file: ImageFile) -> _Decoded:
         """The bytes of one image, shape (3, crop, crop), or why there are none."""
@@ -91,16 +94,6 @@ class Decoder:
 
     def _near(self, files: Sequence[ImageFile]) -> Iterator[_Decoded]:
         return (self.decode(file) for file in files)
-
-    def _apart(self, files: Sequence[ImageFile], workers: int) -> Iterator[_Decoded]:
-        batches = _start(_Files(self, files), workers)
-        try:
-            with naming_dead_workers():
-                for batch in batches:
-                    yield from batch
-        finally:
-            # A traceback may keep `batches` alive: its workers must not wait for that to go.
-            batches._shutdown_workers()
 
 
 class _Files(Dataset[_Decoded]):
@@ -139,15 +132,35 @@ def naming_dead_workers() -> Iterator[None]:
         raise DataError(complaint("decoding", "workers", f"dying ({found})", "living processes", advice)) from error
 
 
-def _start(files: _Files, workers: int) -> Any:
+def in_workers(items: Dataset[T], workers: int, *, together: int) -> Iterator[T]:
+    """Items of a data set, in order, each made by one of several worker processes.
+
+    Args:
+      items: what is made by asking for it; it has a length.
+      workers: processes, at least one; each computes in one thread.
+      together: items that a worker makes between two messages.
+    Raises:
+      DataError: a worker died.
+    """
+    batches = _start(items, workers, together)
+    try:
+        with naming_dead_workers():
+            for batch in batches:
+                yield from batch
+    finally:
+        # A traceback may keep `batches` alive: its workers must not wait for that to go.
+        batches._shutdown_workers()
+
+
+def _start(items: Dataset[T], workers: int, together: int) -> Any:
     """The batches of a loader, and its workers at work."""
     with warnings.catch_warnings(), _deaf_to_interrupts():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the caller chose the number
         # Python 3.12 warns of forks beside threads. Workers touch none of torch's threads.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         loader = DataLoader(
-            files,
-            batch_size=_BATCH,
+            items,
+            batch_size=together,
             num_workers=workers,
             collate_fn=_as_they_are,
             worker_init_fn=_leave_with_parent,
@@ -171,7 +184,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _as_they_are(batch: list[_Decoded]) -> list[_Decoded]:
+def _as_they_are(batch: list[T]) -> list[T]:
     return batch
 
 
