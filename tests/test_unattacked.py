@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robench.classifier import Classifier
@@ -516,3 +518,49 @@ def test_lines_are_least_squares_and_go_through_what_they_are_made_of() -> None:
     step = 1e-6
     assert line.steepness(0.7) == pytest.approx((line.at(0.7 + step) - line.at(0.7 - step)) / (2 * step), rel=1e-6)
     assert line_of("stylized-imagenet") is None
+
+
+@pytest.mark.slow
+def test_a_timm_model_goes_through_every_protocol(tmp_path: Path, originals: list[Path]) -> None:
+    """A tree of 1,000 classes with two small files each, and what ImageNet's shifted sets look like made of it."""
+    roots = {
+        "imagenet-val": wnid_tree(tmp_path / "val", originals, range(1000), each=2),
+        "imagenet-sketch": wnid_tree(tmp_path / "sketch", originals, range(1000), each=2),
+        "stylized-imagenet": wnid_tree(tmp_path / "sin", originals, range(1000)),
+        "imagenet-a": wnid_tree(tmp_path / "a", originals, subset("imagenet-a"), each=2),
+        "imagenet-r": wnid_tree(tmp_path / "r", originals, subset("imagenet-r"), each=2),
+        "imagenet-v2": numbered_tree(tmp_path / "v2", originals, range(1000), each=2),
+        "cue-conflict": cue_tree(tmp_path / "cues", pictures(tmp_path / "png", suffix=".png"), each=3),
+    }
+    names = [f"{wnid}/0.jpg" for wnid in wnids()]
+    roots["imagenet-c"] = cells_tree(tmp_path / "c", originals, names)
+    roots["imagenet-c-5k"] = roots["imagenet-c"]
+    roots["imagenet-c-extra"] = cells_tree(tmp_path / "extra", originals, names, shift_of("imagenet-c-extra"))
+    weights = _weights("resnet50", tmp_path / "reference.safetensors")
+    for name, root in roots.items():
+        in_cells = name.startswith("imagenet-c")
+        options = Options(
+            weights=_weights("test_resnet", tmp_path / "own.safetensors"),
+            reference_weights=weights if name == "stylized-imagenet" else None,
+            clean=roots["imagenet-val"] if in_cells else None,
+            workers=2,
+        )
+        limit = 2 if in_cells else 33
+        run_dir = tmp_path / "runs" / name
+        result = evaluate("timm:test_resnet", name, data=root, limit=limit, run_dir=run_dir, options=options)
+        print(name, result)
+        assert (result.status, result.counts.errored) == ("unofficial", 0)
+        assert len(result.read_outcomes()) == limit
+        for path in (run_dir / "result.json", *list((run_dir / "shards").glob("*.csv"))[-1:]):
+            path.unlink()
+        assert resume(run_dir).to_bytes() == result.to_bytes()
+
+
+def _weights(name: str, path: Path) -> Path:
+    """Random weights of a timm model."""
+    if not path.exists():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            state = timm.create_model(name, num_classes=1000).state_dict()
+        save_file({key: tensor.contiguous() for key, tensor in state.items()}, path)
+    return path

@@ -7,6 +7,7 @@ Not here: what the members are (`trees` and the data sets).
 """
 
 import gzip
+import hashlib
 import os
 import shutil
 import tarfile
@@ -23,6 +24,16 @@ from typing import Protocol
 from robench.errors import DataError, complaint
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+PUBLISHED_MD5 = {
+    "imagenet-a.tar": "c3e55429088dc681f30d81f4726b6595",
+    "imagenet-r.tar": "a61312130a589d0ca1a8fca1f2bd3337",
+    "blur.tar": "2d8e81fdd8e07fef67b9334fa635e45c",
+    "digital.tar": "89157860d7b10d5797849337ca2e5c03",
+    "extra.tar": "d492dfba5fc162d8ec2c3cd8ee672984",
+    "noise.tar": "e80562d7f6c3f8834afb1ecf27252745",
+    "weather.tar": "33ffea4db4d93fe4a428c40a6ce0c25d",
+}
+"""Of ImageNet-A, ImageNet-R and the parts of ImageNet-C (Zenodo 2235448), as their authors state them."""
 _HEADER = 512
 """Bytes before the content of a member of a tar."""
 
@@ -144,6 +155,15 @@ class Archive:
 def is_archive(path: Path) -> bool:
     """Whether a file of this name is taken for an archive."""
     return not path.name.startswith(".") and path.name.endswith(SUFFIXES)
+
+
+def as_published(path: Path) -> bool | None:
+    """Whether an archive is the one that was published under its name; None: no digest of that is known."""
+    expected = PUBLISHED_MD5.get(path.name)
+    if expected is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == expected
 
 
 def archives_of(root: Path) -> Sequence[Path]:

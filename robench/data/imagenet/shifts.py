@@ -29,17 +29,15 @@ class Shift:
     Attributes:
       classes: a list of classes to which it is limited; None: all 1,000.
       numbered: whether its folders are class numbers, not wnids.
-      archives: MD5 of the archives as published, by name.
     """
 
     classes: str | None = None
     numbered: bool = False
-    archives: tuple[tuple[str, str], ...] = ()
 
 
 SHIFTS = {
-    "imagenet-a": Shift("imagenet-a", archives=(("imagenet-a.tar", "c3e55429088dc681f30d81f4726b6595"),)),
-    "imagenet-r": Shift("imagenet-r", archives=(("imagenet-r.tar", "a61312130a589d0ca1a8fca1f2bd3337"),)),
+    "imagenet-a": Shift("imagenet-a"),
+    "imagenet-r": Shift("imagenet-r"),
     "imagenet-sketch": Shift(),
     "imagenet-v2": Shift(numbered=True),
     "stylized-imagenet": Shift(),
