@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from robench.data.arrays import ArraySource
-from robench.data.corruptions import corrupt
+from robench.data.corruptions import Ice, Scale, corrupt
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
 from robench.data.source import CLEAN
 
-SCALE = "tiny"
-ICE = "procedural"
+SCALE: Scale = "tiny"
+ICE: Ice = "procedural"
 """Frost is made of procedural ice, whether or not the published photographs are installed."""
 _TOGETHER = 16
 """Examples that are corrupted together; all their views are in memory at once."""
