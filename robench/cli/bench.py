@@ -48,8 +48,15 @@ def bench(
     table = Table("what", Column("found", overflow="fold"), title=Text(title), title_justify="left")
     for key, value in content.items():
         if key not in ("name", "model", "examples", "doubts"):
-            table.add_row(key.replace("_", " "), Text(f"{value:.4g}" if isinstance(value, float) else str(value)))
+            table.add_row(key.replace("_", " "), Text(_shown(value)))
     out.print(table)
+
+
+def _shown(value: object) -> str:
+    """A value in a cell; of a list of records, one line each."""
+    if isinstance(value, list) and all(isinstance(line, dict) for line in value):
+        return "\n".join(", ".join(f"{key} {each}" for key, each in line.items()) for line in value)
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _list(json: bool) -> None:

@@ -3,9 +3,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from click.testing import Result
 from PIL import Image
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from robench.cli.main import app
 from robench.data.corruptions import COMMON, EXTRA

@@ -49,7 +49,7 @@ SMALLEST = 32
 """Shortest side of an image, in pixels: the published settings mean nothing below."""
 Scale = Literal["imagenet", "tiny"]
 """Which published settings: for photographs of 224 pixels, or for images of 64."""
-_AT_A_TIME = {"cpu": 224 * 224}
+_AT_A_TIME = {"cpu": 4 * 224 * 224}
 """Pixels that are corrupted together: few on a CPU, so that they stay in its cache."""
 _AT_A_TIME_ELSEWHERE = 128 * 224 * 224
 
@@ -250,7 +250,7 @@ def corrupt(
     together = max(1, _AT_A_TIME.get(images.device.type, _AT_A_TIME_ELSEWHERE) // images[0, 0].numel())
     parts = [
         apply(part, draws_of(ids[start : start + together], name, severity, seed, part.device), *settings)
-        for start, part in zip(range(0, len(images), together), images.split(together), strict=True)
+        for start, part in zip(range(0, len(images), together), torch.split(images, together), strict=True)
     ]
     return torch.cat(parts)
 

@@ -33,12 +33,12 @@ def elastic_transform(images: Tensor, draws: Draws, alpha: float, sigma: float, 
       jitter: how far the points move at most, in either direction, in pixels.
     """
     height, width = images.shape[2:]
-    axes = (torch.arange(length, dtype=torch.float64, device=images.device) for length in (width, height))
-    x, y = torch.meshgrid(*axes, indexing="xy")
+    x = torch.arange(width, dtype=torch.float64, device=images.device)
+    y = torch.arange(height, dtype=torch.float64, device=images.device)[:, None]
     moves = (draws.uniform("corners", [3, 2]).double() * 2 - 1) * jitter
-    back = _affine(moves.to(images.device), height, width)
-    sources = torch.stack([x, y, torch.ones_like(x)], dim=-1) @ back[:, None]
-    warped = _sample(images.double(), sources[..., 0], sources[..., 1], edge="pixel")
+    back = _affine(moves, height, width)[..., None, None]
+    sources = back[:, 0] * x + back[:, 1] * y + back[:, 2]
+    warped = _sample(images.double(), sources[:, 0], sources[:, 1], edge="pixel")
     if alpha:
         numbers = shorts(draws, "warp", 2 * height * width).reshape(-1, 2, height, width)
         noise = (numbers.double() + 0.5) / 2**15 - 1
@@ -65,7 +65,8 @@ def _affine(moves: Tensor, height: int, width: int) -> Tensor:
     signs = torch.tensor([[1, 1], [1, -1], [-1, -1]], dtype=torch.float64, device=moves.device)
     points = half + third * signs
     ones = torch.ones(len(moves), 3, 1, dtype=torch.float64, device=moves.device)
-    return torch.linalg.solve(torch.cat([points + moves, ones], dim=2), points.expand(len(moves), 3, 2))
+    back: Tensor = torch.linalg.solve(torch.cat([points + moves, ones], dim=2), points.expand(len(moves), 3, 2))
+    return back
 
 
 def _sample(images: Tensor, x: Tensor, y: Tensor, edge: str) -> Tensor:

@@ -63,7 +63,7 @@ def spatter(
         cover = blur((liquid > threshold).double(), strength)
         cover = torch.where(cover < 0.8, 0, cover)
         return to_bytes(images * (1 - cover) + cover * _colour(MUD, images))
-    drops = (torch.where(liquid < threshold, 0, liquid)[:, 0] * 255).long() % 256
+    drops = (torch.where(liquid < threshold, 0, liquid)[:, 0] * 255).long() % 256  # as published: bytes wrap
     shine = drops * _relief(drops)
     shine = strength * shine / shine.amax(dim=(1, 2), keepdim=True).clamp(min=1)
     return to_bytes(images + shine[:, None] * _colour(WATER, images))

@@ -27,6 +27,7 @@ ICE: tuple[Ice, ...] = get_args(Ice)
 PUBLISHED = ("frost1.png", "frost2.png", "frost3.png", "frost4.jpg", "frost5.jpg")
 """The published code draws from these five; a sixth is never used."""
 _SIDE = 512
+_DARK, _LIGHT = (56, 84, 112), (240, 246, 255)
 
 
 def published_folder() -> Path | None:
@@ -81,15 +82,13 @@ def _published() -> tuple[Tensor, ...]:
 
 @lru_cache(maxsize=1)
 def _procedural() -> tuple[Tensor, ...]:
-    """As many pictures of needles and haze, white on dark blue, about as bright as the photographs."""
+    """As many pictures of haze and a web of fine cracks, bluish, about as bright and as rich as the photographs."""
     names = [f"ice-{number}" for number in range(len(PUBLISHED))]
     haze = plasma(Draws.of(0, [f"{name}/haze" for name in names]), _SIDE, 1.6)
-    needles = torch.zeros_like(haze)
-    for layer in range(3):
-        clouds = plasma(Draws.of(0, [f"{name}/needles-{layer}" for name in names]), _SIDE, 1.45)
-        needles = torch.maximum(needles, (1 - (2 * clouds - 1).abs()) ** 8)
-    white = (0.55 * haze**2 + 0.6 * needles).clamp(0, 1)[:, None]
-    dark, light = (
-        torch.tensor(colour, dtype=torch.float64)[:, None, None] for colour in ((12, 22, 40), (214, 228, 240))
-    )
+    cracks = torch.zeros_like(haze)
+    for layer in range(6):
+        clouds = plasma(Draws.of(0, [f"{name}/cracks-{layer}" for name in names]), _SIDE, 1.35)
+        cracks = torch.maximum(cracks, (1 - (2 * clouds - 1).abs()) ** 24)
+    white = (0.45 * haze + 0.65 * cracks).clamp(0, 1)[:, None]
+    dark, light = (torch.tensor(colour, dtype=torch.float64)[:, None, None] for colour in (_DARK, _LIGHT))
     return tuple((dark + (light - dark) * white).round().to(torch.uint8))

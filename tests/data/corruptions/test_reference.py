@@ -9,6 +9,7 @@ import scipy.ndimage
 import scipy.stats
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
 from robench.bench.photographs import photographs
 from robench.data.corruptions import CATALOGUE, corrupt, draws_of
@@ -178,7 +179,7 @@ def _published_elastic(image: torch.Tensor, severity: int) -> Array:
     alpha, sigma, jitter = CATALOGUE["elastic_transform"].imagenet[severity - 1]
     draws = draws_of([ID], "elastic_transform", severity)
     pixels = image.permute(1, 2, 0).numpy().astype(np.float32) / 255
-    points = np.float32([[186, 186], [186, 38], [38, 38]])  # 112 and a third of 224 to either side
+    points = np.array([[186, 186], [186, 38], [38, 38]], dtype=np.float32)  # 112 and a third of 224 to either side
     moved = points + jitter * (2 * draws.uniform("corners", [3, 2])[0].numpy() - 1)
     matrix = cv2.getAffineTransform(points, moved.astype(np.float32))
     warped = cv2.warpAffine(pixels, matrix, (224, 224), borderMode=cv2.BORDER_REFLECT_101)
@@ -189,10 +190,27 @@ def _published_elastic(image: torch.Tensor, severity: int) -> Array:
         scipy.ndimage.map_coordinates(warped[..., channel], (down + y, across + x), order=1, mode="reflect")
         for channel in range(3)
     ]
-    return np.clip(np.stack(channels, axis=2), 0, 1) * 255
+    stacked: Array = np.clip(np.stack(channels, axis=2), 0, 1) * 255
+    return stacked
 
 
 @pytest.mark.parametrize("severity", [1, 2, 3, 4, 5])
 def test_the_elastic_transform_is_the_published_one(severity: int, image: torch.Tensor) -> None:
     ours = corrupt(image[None], [ID], "elastic_transform", severity)[0].permute(1, 2, 0).long().numpy()
     assert _agree(ours, _published_elastic(image, severity).astype(np.int64)) >= 0.995
+
+
+def test_elastic_transforms_move_as_much_as_the_published_code() -> None:
+    """Mean change of scikit-image's astronaut; the published code was run on it, once for each severity."""
+    astronaut = pytest.importorskip("skimage.data").astronaut()
+    image = Image.fromarray(astronaut).resize((224, 224))
+    pixels = torch.from_numpy(np.asarray(image).transpose(2, 0, 1).copy()).expand(40, -1, -1, -1)
+    ids = [f"{number}" for number in range(40)]
+    found = [
+        (corrupt(pixels, ids, "elastic_transform", severity).double() - pixels).abs().mean(dim=(1, 2, 3))
+        for severity in (1, 2, 3, 4, 5)
+    ]
+    published = [59, 62, 26, 26, 26]
+    assert abs(sum(float(each.mean()) for each in found) / sum(published) - 1) < 0.05
+    for each, once in zip(found, published, strict=True):
+        assert abs(float(each.mean()) - once) < float(each.std())  # one draw is that far from the mean

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -122,7 +123,8 @@ def _in_use(root: Path) -> bool:
 def test_a_killed_call_leaves_whole_files_and_the_next_one_goes_on(source: Path, tmp_path: Path) -> None:
     out, expected = tmp_path / "out", tmp_path / "expected"
     command = [sys.executable, "-c", "from robench.cli import main; main()", "data", "corrupt", str(source), str(out)]
-    command += ["--size", "64", "--corruptions", "contrast,gaussian_noise,elastic_transform", "--workers", "2"]
+    command += ["--size", "64", "--corruptions", "contrast,gaussian_noise,snow"]
+    command += ["--frost", "procedural", "--workers", "2"]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.monotonic() + 60
     while len(_files(out)) < 5 and process.poll() is None and time.monotonic() < end:
@@ -131,7 +133,7 @@ def test_a_killed_call_leaves_whole_files_and_the_next_one_goes_on(source: Path,
     process.wait()
     while time.monotonic() < end and _in_use(out):  # until its workers have noticed
         time.sleep(0.01)
-    manifest = Manifest(corruptions=("contrast", "gaussian_noise", "elastic_transform"), size=64)
+    manifest = Manifest(corruptions=("contrast", "gaussian_noise", "snow"), size=64)
     write_tree(source, expected, manifest, workers=0)
     wanted, found = _files(expected), _files(out)
     assert 5 <= len(found) <= len(wanted) == 75
@@ -195,7 +197,7 @@ def _make(path: Path, content: str = "") -> Path:
     return path
 
 
-REFUSED = {
+REFUSED: dict[str, tuple[Callable[[Path, Path], object], str]] = {
     "same": (lambda src, out: write_tree(src, src, FAST), r"`DST` is SRC itself; expected a folder apart from SRC\.$"),
     "inside": (lambda src, out: write_tree(src, src / "c", FAST), r"`DST` is inside SRC; expected a folder apart"),
     "around": (lambda src, out: write_tree(src, src.parent, FAST), r"`DST` is around SRC; expected a folder apart"),
