@@ -83,7 +83,9 @@ def test_several_runs_are_curves_over_severity(tmp_path: Path, drawn: list[Figur
     draw_comparison(tmp_path / "two.svg", results)
     (axes,) = drawn[0].axes
     for line, result in zip(axes.get_lines(), results, strict=True):
-        assert np.asarray(line.get_ydata()).tolist() == pytest.approx([value for _, value in curve(result, cells_of(result)[0])])
+        assert np.asarray(line.get_ydata()).tolist() == pytest.approx(
+            [value for _, value in curve(result, cells_of(result)[0])]
+        )
     assert [tick.get_text() for tick in axes.get_xticklabels()] == ["clean", "1", "2", "3", "4", "5"]
 
 
