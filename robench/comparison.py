@@ -8,7 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench.errors import RunError, complaint
-from robench.result import Result, holds, read_result, wilson
+from robench.lines import line_of
+from robench.outcome import Outcome
+from robench.protocol import Protocol
+from robench.result import Derived, Result, holds, read_result, shares, wilson
 from robench.runs import Run
 
 
@@ -56,8 +59,73 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
 
     Raises:
       RunError: a run is not finished, the two differ in protocol or examples, or their protocol scores shares of
-        many answers.
+        many answers or cells.
     """
+    protocol, (a, outcomes_a), (b, outcomes_b) = _paired(run_a, run_b)
+    pairs = [
+        (holds(protocol, first), holds(protocol, second)) for first, second in zip(outcomes_a, outcomes_b, strict=True)
+    ]
+    return Comparison(
+        a,
+        b,
+        both=pairs.count((True, True)),
+        only_a=pairs.count((True, False)),
+        only_b=pairs.count((False, True)),
+        neither=pairs.count((False, False)),
+    )
+
+
+@dataclass(frozen=True)
+class CellComparison:
+    """Two models on the same examples under a protocol that sees each in many cells.
+
+    Attributes:
+      whole: rate of B minus rate of A over all cells, paired by example.
+    """
+
+    a: Result
+    b: Result
+    whole: Derived
+
+    @property
+    def difference(self) -> float:
+        return self.whole.value
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        return self.whole.interval or (-1.0, 1.0)
+
+    def non_inferior(self, margin: float) -> bool:
+        """Whether B is shown to be at most `margin` points (of 100) worse than A, at the 2.5 % level."""
+        return self.interval[0] > -margin / 100
+
+
+def compare_cells(run_a: Path, run_b: Path) -> CellComparison:
+    """Compare two finished runs by the share of cells in which they get each example right.
+
+    Raises:
+      RunError: as `compare`.
+    """
+    protocol, (a, outcomes_a), (b, outcomes_b) = _paired(run_a, run_b)
+    parts = [
+        shares(protocol, second)[1] - shares(protocol, first)[1]
+        for first, second in zip(outcomes_a, outcomes_b, strict=True)
+    ]
+    note = "mean over examples of the difference of their shares of right cells"
+    return CellComparison(a, b, Derived.of("difference", math.fsum(parts) / len(parts), parts, note))
+
+
+def in_cells(run: Path) -> bool:
+    """Whether a run's protocol sees each example in many cells."""
+    shift = Run.open(run).plan.parsed_protocol().shift
+    return shift is not None and shift.kind == "corruptions"
+
+
+Half = tuple[Result, list[Outcome]]
+
+
+def _paired(run_a: Path, run_b: Path) -> tuple[Protocol, Half, Half]:
+    """The protocol of two runs, and their results and outcomes, which pair up."""
     a, b = read_result(run_a), read_result(run_b)
     where = f"compare {run_a} {run_b}"
     if a.protocol.digest != b.protocol.digest:
@@ -78,17 +146,36 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     if not (pairs_up and same_pixels):
         found = f"{len(outcomes_a)} and {len(outcomes_b)} examples that differ"
         raise RunError(complaint(where, "ids", found, "the same examples", "Use the same data and `--limit`."))
-    protocol = Run.open(run_a).plan.parsed_protocol()
-    pairs = [
-        (holds(protocol, first), holds(protocol, second)) for first, second in zip(outcomes_a, outcomes_b, strict=True)
-    ]
-    return Comparison(
-        a,
-        b,
-        both=pairs.count((True, True)),
-        only_a=pairs.count((True, False)),
-        only_b=pairs.count((False, True)),
-        neither=pairs.count((False, False)),
+    return Run.open(run_a).plan.parsed_protocol(), (a, outcomes_a), (b, outcomes_b)
+
+
+def effective_robustness(shifted: Result, clean: Result) -> Derived | None:
+    """How far accuracy on shifted images lies above what clean accuracy on other images leads to expect.
+
+    Args:
+      shifted: of a set with a line in `robench.lines`.
+      clean: of the same model, with a metric `clean`.
+    Returns:
+      The distance, as a share; None where there is no line, or an accuracy is 0 or 1.
+    Raises:
+      RunError: the two are of different models.
+    """
+    line, accuracy = line_of(shifted.data.source), clean.clean
+    if (
+        line is None
+        or accuracy.numerator in (0, accuracy.denominator)
+        or any(each.name == "effective robustness" for each in shifted.derived)
+    ):
+        return None
+    if (shifted.model.state_digest, shifted.model.fingerprint) != (clean.model.state_digest, clean.model.fingerprint):
+        names = f"{shifted.model.name} and {clean.model.name}"
+        raise RunError(complaint("effective_robustness", "models", names, "one model"))
+    return Derived.of_shares(
+        "effective robustness",
+        shifted.headline.value - line.at(accuracy.value),
+        (shifted.headline.value, shifted.data.count, 1.0),
+        (accuracy.value, clean.data.count, line.steepness(accuracy.value)),
+        note=line.source,
     )
 
 

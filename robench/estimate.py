@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from robench.data import check_there
+from robench.data import Views, check_there
 from robench.door import first_examples
 from robench.fastpath import pass_rate, repeated
 from robench.preparation import Options, Prepared, Request, check_numbers, needs_gradients, one_at_a_time, prepared
@@ -106,7 +106,8 @@ def _of(scene: Prepared) -> Estimate:
     asks, attack = scene.protocol.score.asks, scene.protocol.attack
     draws = (attack.draws if attack is not None else None) or 1
     attacked = round(clean * count) if asks is None else count
-    looks = count if asks is None else count * draws
+    views = len(scene.source.view_names) if isinstance(scene.source, Views) else 1
+    looks = count * views if asks is None else count * draws
     stages = [StageEstimate("clean", 0, looks, looks / label_rate)]
     for stage in scene.stages:
         with_gradient, without = (attacked * draws * passes for passes in stage.attack.most_passes)

@@ -165,6 +165,8 @@ def resume(
         shard_size=plan.shard_size,
         engine=plan.engine,
         workers=workers,
+        clean=plan.data.clean,
+        reference_weights=plan.reference_weights,
         watcher=watcher or Silent(),
         save_adversarial=save_adversarial or _kept_in(run),
     )
@@ -224,6 +226,7 @@ def _carry_out(run: Run, scene: Prepared, options: Options, adversarial: Adversa
         source=scene.source,
         slots=scene.slots,
         watcher=options.watcher,
+        reference=scene.reference,
     )
     work.attack(scene.stages, scene.budget, adversarial=adversarial)
     result = run.merge(environment())

@@ -31,6 +31,7 @@ from robench.outcome import Outcome
 from robench.progress import Progress, Watcher
 from robench.result import shares
 from robench.runs import Run, Shard
+from robench.unattacked import Looking
 
 
 class Execution:
@@ -43,6 +44,7 @@ class Execution:
       source: the examples.
       slots: examples attacked at a time.
       watcher: is told of progress.
+      reference: the protocol's reference model, if it has one.
     """
 
     def __init__(
@@ -54,7 +56,9 @@ class Execution:
         source: Source,
         slots: int,
         watcher: Watcher,
+        reference: Classifier | None = None,
     ) -> None:
+        self.reference = reference
         self.run, self.protocol, self.source = run, run.plan.parsed_protocol(), source
         self.classifier, self.faster = classifier, faster
         self.slots, self.watcher = slots, watcher
@@ -87,18 +91,36 @@ class Execution:
         details = {"segment": self.segment, "slots": self.slots, "missing_shards": len(missing)}
         details["save_adversarial"] = str(adversarial.folder.resolve()) if adversarial is not None else None
         run.record("start", {**details, "environment": environment()})
-        examples = self._examples(missing)
-        stream = self._stream(stages, budget, examples)
         try:
-            # Closing puts the model back, and ends processes that decode, even while an error is kept.
-            with contextlib.closing(examples), contextlib.closing(stream), naming_dead_workers():
-                for finished in stream:
-                    self._finish(finished)
+            if self.protocol.shift is None:
+                self._attack(stages, budget, missing)
+            else:
+                self._look(missing)
         except KeyboardInterrupt:
             with contextlib.suppress(RunError):
                 self._record_cost()
                 run.record("interrupted", {"segment": self.segment})
             raise
+
+    def _attack(self, stages: Sequence[AnyStage], budget: Budget, missing: Sequence[int]) -> None:
+        examples = self._examples(missing)
+        stream = self._stream(stages, budget, examples)
+        # Closing puts the model back, and ends processes that decode, even while an error is kept.
+        with contextlib.closing(examples), contextlib.closing(stream), naming_dead_workers():
+            for finished in stream:
+                self._finish(finished)
+
+    def _look(self, missing: Sequence[int]) -> None:
+        """Show the model the examples of these shards, without an attack."""
+        positions = [position for shard in missing for position in self.run.plan.examples_of(shard)]
+        looking = Looking(self.protocol, self.classifier, self.source, slots=self.slots, reference=self.reference)
+        stream = looking.outcomes(positions, on_pixels=self._add_pixels, on_event=self._event)
+        with contextlib.closing(stream), self.classifier.frozen(), naming_dead_workers():
+            for position, outcome in stream:
+                self._settle(position, outcome)
+
+    def _add_pixels(self, position: int, digest: int) -> None:
+        self.pixels[position // self.run.plan.shard_size] += digest
 
     def _stream(
         self, stages: Sequence[AnyStage], budget: Budget, examples: Iterator[Example]
@@ -161,14 +183,18 @@ class Execution:
                 raise DataError(
                     complaint(example, "image", f"of shape {tuple(image.shape)}", f"{tuple(shape)}, as before")
                 )
-            self.pixels[position // self.run.plan.shard_size] += pixel_digest(example, image)
+            self._add_pixels(position, pixel_digest(example, image))
             yield Example(position, example, self.source.labels[position], image)
 
     def _finish(self, finished: Finished) -> None:
         if self.adversarial is not None:
             self.adversarial.keep(finished)  # before the shard: what is finished has its image
-        self.outcomes[finished.index] = _outcome(finished)
-        shard = finished.index // self.run.plan.shard_size
+        self._settle(finished.index, _outcome(finished))
+
+    def _settle(self, position: int, outcome: Outcome) -> None:
+        """Note an outcome, and write its shard when that is full."""
+        self.outcomes[position] = outcome
+        shard = position // self.run.plan.shard_size
         positions = self.run.plan.examples_of(shard)
         if all(position in self.outcomes for position in positions):
             outcomes = [self.outcomes[position] for position in positions]
@@ -191,6 +217,9 @@ class Execution:
         self.run.record("progress", details)
 
     def _event(self, kind: str, details: dict[str, Any]) -> None:
+        if kind == "unreadable":
+            self.watcher.notice(details["reason"])
+            return
         if kind == "stage":
             self.stage = f"{details['attack']} at {details['examples']}"
             self.watcher.update(self._progress())
@@ -211,7 +240,8 @@ class Execution:
             clean, robust = shares(self.protocol, outcome)
             self.clean, self.robust = self.clean + clean, self.robust + robust
         total = self.run.plan.data.count
-        return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust, self.stage)
+        shift = self.protocol.shift is not None
+        return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust, self.stage, shifted=shift)
 
 
 def _outcome(finished: Finished) -> Outcome:

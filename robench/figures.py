@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robench.cells_figure import cells_of, curve, draw_curves, draw_heat_map, heights
 from robench.errors import FigureError, complaint
 from robench.protocol import PatchSpec, Protocol, fraction
 from robench.result import Metric, Result, percent, score
@@ -73,10 +74,9 @@ def check_figure(path: str | Path, *, protocols: Sequence[Protocol] = ()) -> Non
         advice = "Draw one figure for each, or compare runs: `robench compare A B --figure FILE`."
         raise FigureError(complaint(str(path), "figure", f"of {len(protocols)} protocols", "one protocol", advice))
     for protocol in protocols:
-        if protocol.attack is None:
-            raise FigureError(
-                complaint(str(path), "figure", f"of {protocol.exact_name}, which has no attack", "an attack to show")
-            )
+        if protocol.attack is None and not (protocol.shift is not None and protocol.shift.cells):
+            found = f"of {protocol.exact_name}, which has no attack and no cells"
+            raise FigureError(complaint(str(path), "figure", found, "an attack or cells to show"))
         if protocol.score.asks is not None:
             found = f"of {protocol.exact_name}, which asks the model {protocol.score.asks} times"
             expected = "a protocol under which an example is broken or survives"
@@ -85,6 +85,8 @@ def check_figure(path: str | Path, *, protocols: Sequence[Protocol] = ()) -> Non
 
 def draw_result(path: str | Path, result: Result, exhibits: Sequence[Exhibit] = ()) -> None:
     """Draw a run: examples clean, attacked and their difference or patches, and robust accuracy over the steps.
+
+    Of a run in cells: a heat map corruption x severity, and accuracy over severity.
 
     Args:
       path: of the picture; its suffix is the format.
@@ -95,6 +97,9 @@ def draw_result(path: str | Path, result: Result, exhibits: Sequence[Exhibit] = 
       RunError: the run folder was changed.
     """
     check_figure(path)
+    if _in_cells(result):
+        _draw_cells(Path(path), result)
+        return
     with _style():
         heights = [tiles_height(exhibits), 2.6]
         figure = _figure(sum(heights))
@@ -112,7 +117,7 @@ def draw_result(path: str | Path, result: Result, exhibits: Sequence[Exhibit] = 
 
 
 def draw_comparison(path: str | Path, results: Sequence[Result]) -> None:
-    """Draw robust accuracy over the steps of several runs under one protocol.
+    """Draw robust accuracy over the steps of several runs under one protocol, or of cells accuracy over severity.
 
     Args:
       path: of the picture; its suffix is the format.
@@ -125,7 +130,14 @@ def draw_comparison(path: str | Path, results: Sequence[Result]) -> None:
         figure = _figure(3.0 + 0.16 * len(results))
         axes = figure.subplots()
         labels = [f"{letter(index)}  {short(result.model.name, 50)}" for index, result in enumerate(results)]
-        _draw_steps(axes, list(zip(labels, results, strict=True)))
+        if _in_cells(results[0]):
+            names = cells_of(results[0])[0]
+            texts = [_cells_text(label, result) for label, result in zip(labels, results, strict=True)]
+            draw_curves(axes, [(text, curve(each, names)) for text, each in zip(texts, results, strict=True)], _look)
+            _accuracy_axis(axes, "accuracy, %")
+            _legend(axes, 1)
+        else:
+            _draw_steps(axes, list(zip(labels, results, strict=True)))
         protocol = results[0].protocol
         axes.set_title(plain(f"{protocol.id}@{protocol.version}: {_count(results[0])}"), loc="left")
         _write(figure, Path(path))
@@ -235,8 +247,7 @@ def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
     """A line with its band for each run; a point for each metric where the protocol counts no steps."""
     unit, ends = "what is scored (", [0]
     for index, (label, result) in enumerate(runs):
-        colour, dash, marker = COLOURS[index % 7], DASHES[index // 7 % 4], MARKERS[index % 7]
-        protocol = _protocol_of(result)
+        look, protocol = _look(index), _protocol_of(result)
         curve = step_curve(protocol, result)
         places: list[int] = [step for step, _ in curve]
         metrics = [metric for _, metric in curve]
@@ -250,17 +261,15 @@ def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
         low, high = zip(*(metric.interval for metric in metrics), strict=True)
         text = f"{label}  (clean {percent(result.clean)}, {result.headline.name} {percent(result.headline)})"
         band: Any = {"step": "post"} if stairs else {}
-        axes.fill_between(places, _percents(low), _percents(high), color=colour, alpha=0.15, linewidth=0, **band)
+        axes.fill_between(places, _percents(low), _percents(high), color=look["color"], alpha=0.15, linewidth=0, **band)
         axes.plot(
             places,
             [100 * metric.value for metric in metrics],
-            color=colour,
-            linestyle=dash,
-            marker=marker if marked else "",
             markevery=marked,
             markersize=4,
             drawstyle="steps-post" if stairs else "default",
             label=plain(text),
+            **(look if marked else look | {"marker": ""}),
         )
         if stairs:
             unit = "queries of the attack ("
@@ -276,10 +285,48 @@ def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
         _query_axis(axes, max(ends))
     axes.set_xlabel(f"{unit}band: 95 % interval)")
     _accuracy_axis(axes)
+    _legend(axes, 2 if len(runs) == 1 else 1)
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Colour, dash and marker of the line with this number."""
+    return {"color": COLOURS[index % 7], "linestyle": DASHES[index // 7 % 4], "marker": MARKERS[index % 7]}
+
+
+def _legend(axes: Axes, columns: int) -> None:
     handles, labels = axes.get_legend_handles_labels()
-    axes.figure.legend(
-        handles, labels, loc="outside lower left", frameon=False, handlelength=3, ncols=2 if len(runs) == 1 else 1
-    )
+    axes.figure.legend(handles, labels, loc="outside lower left", frameon=False, handlelength=3, ncols=columns)
+
+
+def _in_cells(result: Result) -> bool:
+    return any(metric.group == "cell" for metric in result.metrics)
+
+
+def _cells_text(label: str, result: Result) -> str:
+    parts = [f"{each.name} {100 * each.value:.1f} %" for each in result.derived if each.name in ("mean error", "mCE")]
+    return plain(f"{label}  ({', '.join(parts)})")
+
+
+def _draw_cells(path: Path, result: Result) -> None:
+    assert result.run_dir is not None, "a result from a run folder"
+    shift = Run.open(result.run_dir).plan.parsed_protocol().shift
+    families = (shift.families if shift is not None else None) or {}
+    with _style():
+        above, below = heights(result)
+        figure = _figure(above + below)
+        parts: Any = figure.subfigures(2, 1, height_ratios=[above, below])
+        axes = parts[0].subplots()
+        draw_heat_map(axes, result)
+        title = f"{short(result.model.name, 40)} under {result.protocol.id}@{result.protocol.version}"
+        axes.set_title(plain(f"{title}: {_count(result)}"), loc="left")
+        axes = parts[1].subplots()
+        curves = [(_cells_text("all", result), curve(result, cells_of(result)[0]))]
+        curves += [(family, curve(result, names)) for family, names in sorted(families.items())]
+        draw_curves(axes, curves, _look)
+        _accuracy_axis(axes, "accuracy, %")
+        handles, labels = axes.get_legend_handles_labels()
+        parts[1].legend(handles, labels, loc="outside lower left", frameon=False, handlelength=3, ncols=3)
+        _write(figure, path)
 
 
 def _query_axis(axes: Axes, last: int) -> None:
@@ -305,10 +352,10 @@ def _thin_out(axes: Axes, places: Sequence[float]) -> None:
     axes.set_xticks(places, labels)
 
 
-def _accuracy_axis(axes: Axes) -> None:
+def _accuracy_axis(axes: Axes, what: str = "robust accuracy, %") -> None:
     axes.set_ylim(-2, 102)
     axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("robust accuracy, %")
+    axes.set_ylabel(what)
     axes.grid(axis="y", color="0.9", linewidth=0.6)
     axes.set_axisbelow(True)
 

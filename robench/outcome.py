@@ -8,6 +8,7 @@ import csv
 import gzip
 import hashlib
 import io
+import itertools
 import math
 import re
 import zlib
@@ -38,6 +39,11 @@ class Outcome:
         the clean and about the final attacked image were right; else None. `clean` and `attacked` are then the
         classes most often answered, margins are those of the mean logits, and `stage` is whose image it is.
       queries: images that attacks with patches showed the model; None where none did.
+      among: under protocols that also score over a list of classes, the class predicted among these.
+      cells: under protocols with corruptions, which cells were right: a mask in hexadecimal, as wide as all cells
+        need; bit i, from the lowest, is cell i of the protocol, sorted by corruption and severity.
+      texture: under protocols with textures, the class of the texture; `label` is that of the shape.
+      reference: class predicted by the protocol's reference model.
       patches, area: how many patches the image that fooled has, and the share of its pixels that differ from the
         clean image, 3 digits; None where there is no such image.
     """
@@ -57,6 +63,10 @@ class Outcome:
     queries: int | None = None
     patches: int | None = None
     area: float | None = None
+    among: int | None = None
+    cells: str | None = None
+    texture: int | None = None
+    reference: int | None = None
 
     @property
     def has_image(self) -> bool:
@@ -97,7 +107,7 @@ class Outcome:
             "patches": "" if self.patches is None else str(self.patches),
             "area": "" if self.area is None else f"{self.area:.3g}",
         }
-        cells |= {name: str(getattr(self, name)) for name in ASKED if getattr(self, name) is not None}
+        cells |= {name: str(getattr(self, name)) for name in ASKED + SHIFT_COLUMNS if getattr(self, name) is not None}
         return [cells[name] for name in columns if name in cells]
 
     @classmethod
@@ -118,6 +128,10 @@ class Outcome:
             queries=int(cells["queries"]) if cells.get("queries") else None,
             patches=int(cells["patches"]) if cells.get("patches") else None,
             area=float(cells["area"]) if cells.get("area") else None,
+            among=int(cells["among"]) if "among" in cells else None,
+            cells=cells.get("cells"),
+            texture=int(cells["texture"]) if "texture" in cells else None,
+            reference=int(cells["reference"]) if "reference" in cells else None,
         )
         again = outcome.row(columns)
         if again != list(row):  # such as "+1" or a fourth digit: the digest would not see the difference
@@ -131,10 +145,18 @@ ASKED = ("clean_right", "attacked_right")
 PATCH_COLUMNS = ("queries", "patches", "area")
 """Columns that come last, and only where an attack with patches says something in them."""
 
-COLUMNS = tuple(field.name for field in fields(Outcome) if field.name not in ASKED + PATCH_COLUMNS)
+SHIFT_COLUMNS = ("among", "cells", "texture", "reference")
+"""Columns that come last under protocols without an attack, each where its protocol asks for it."""
+
+COLUMNS = tuple(field.name for field in fields(Outcome) if field.name not in ASKED + PATCH_COLUMNS + SHIFT_COLUMNS)
 """The columns of every `outcomes.csv.gz`."""
 
-_HEADERS = tuple(COLUMNS + asked + patched for asked in ((), ASKED) for patched in ((), PATCH_COLUMNS))
+_MORE: tuple[tuple[str, ...], ...] = (ASKED, PATCH_COLUMNS, *((name,) for name in SHIFT_COLUMNS))
+"""What may follow them, in this order."""
+_HEADERS = {
+    COLUMNS + tuple(itertools.chain.from_iterable(itertools.compress(_MORE, chosen)))
+    for chosen in itertools.product((False, True), repeat=len(_MORE))
+}
 """What the first line of a table may be."""
 
 
@@ -148,7 +170,7 @@ def to_csv(outcomes: Iterable[Outcome]) -> bytes:
 def _columns(table: Sequence[Outcome]) -> tuple[str, ...]:
     """The columns in which outcomes say something."""
     columns = COLUMNS
-    for more in (ASKED, PATCH_COLUMNS):
+    for more in _MORE:
         if any(getattr(outcome, name) is not None for outcome in table for name in more):
             columns += more
     return columns

@@ -32,7 +32,7 @@ from robench.door import (
     rehearse,
     with_textures,
 )
-from robench.errors import DataError, RobenchError, RunError, complaint
+from robench.errors import DataError, ModelError, RobenchError, RunError, complaint
 from robench.fastpath import (
     COMPILED,
     MEASURES,
@@ -48,6 +48,7 @@ from robench.protocol import Protocol
 from robench.registry import Registered
 from robench.runs import Plan, PlannedData, run_key
 from robench.showcase import Showcase
+from robench.unattacked import Reading, check_textures
 from robench.zoo import Loaded
 from robench.zoo import resolve as resolve_model
 
@@ -71,6 +72,8 @@ class Options:
       compile: compile that copy, too: minutes that pay on a GPU in long runs.
       workers: processes that decode image files; 0: none beside this one; None: up to four.
       watcher: is told of progress.
+      clean: where the clean images lie that belong to a set with cells; None: they are not seen.
+      reference_weights: safetensors file for the protocol's reference model; None: from the Hub.
       save_adversarial: folder for the confirmed adversarial images, one `.npy` for each fooled example
         (`robench.adversarial`); several protocols get a sub-folder each.
       showcase: is filled with a few examples to look at.
@@ -86,6 +89,8 @@ class Options:
     compile: bool = False
     workers: int | None = None
     watcher: Watcher = dataclasses.field(default_factory=Silent)
+    clean: str | Path | None = None
+    reference_weights: str | Path | None = None
     save_adversarial: str | Path | None = None
     showcase: Showcase | None = None
 
@@ -114,6 +119,7 @@ class Prepared:
       batch: the first of them, float32 in [0, 1], shape (N, 3, H, W).
       plan: what the run is about.
       slots: examples attacked at a time.
+      reference: the protocol's reference model; None: it has none.
     """
 
     protocol: Protocol
@@ -125,6 +131,7 @@ class Prepared:
     batch: Tensor
     plan: Plan
     slots: int
+    reference: Classifier | None = None
 
     def with_measures(self, measures: Sequence[str]) -> "Prepared":
         """The same with another fast path, as a run that began elsewhere has it."""
@@ -161,6 +168,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         check_reference([stage.attack for stage in stages])
     if options.showcase is not None:
         _check_asked_once(protocol, "showcase", "asked for", RunError)
+    _check_shift(protocol, options)
     with same_random_state(request.device), _exact_arithmetic():
         classifier, loaded = _load(request)
         source = open_source(
@@ -170,7 +178,11 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             crop=protocol.data.crop,
             limit=request.limit,
             workers=options.workers,
+            cells=protocol.shift.cells if protocol.shift is not None else (),
+            clean=options.clean,
         )
+        check_textures(source, protocol)
+        reference, referred = _reference(protocol, request)
         data = _planned_data(protocol, source, request)
         gradients, asked = needs_gradients(stages), protocol.score.asks is not None
         caveats, batch = look_at_model(
@@ -184,6 +196,8 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             check_model([stage.attack for stage in stages if isinstance(stage, Stage)], classifier, classes)
         with seeded(protocol.seed, classifier.device) if asked else nullcontext():
             model = model_record(classifier, loaded, batch.shape[2:], fingerprint=UNSEEDED not in caveats)
+        stated = model_record(reference, referred, batch.shape[2:]) if reference is not None else None
+        caveats += getattr(source, "caveats", [])
         fast = quicken(classifier, batch, measures=_measures(options, protocol), gradients=gradients)
         key = run_key(
             protocol_digest=protocol.digest,
@@ -192,14 +206,17 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             data=data,
             attack_revision=REVISION,
             engine=options.engine,
+            reference=stated,
         )
         plan = Plan(
             key=key,
             protocol=protocol.model_dump(mode="json", by_alias=True, exclude_none=True),
             official=registered.official,
             model=model,
-            weights=str(Path(options.weights).resolve()) if options.weights is not None else None,
-            textures=str(Path(options.textures).resolve()) if options.textures is not None else None,
+            weights=_resolved(options.weights),
+            textures=_resolved(options.textures),
+            reference=stated,
+            reference_weights=_resolved(options.reference_weights),
             data=data,
             shard_size=options.shard_size,
             attack_revision=REVISION,
@@ -208,7 +225,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             caveats=tuple(caveats),
         )
         slots = request.batch_size or _slots(fast.classifier, batch)
-        yield Prepared(protocol, stages, budget, classifier, fast, source, batch, plan, slots)
+        yield Prepared(protocol, stages, budget, classifier, fast, source, batch, plan, slots, reference)
 
 
 def needs_gradients(stages: Sequence[AnyStage]) -> bool:
@@ -310,6 +327,43 @@ def _load(request: Request) -> tuple[Classifier, Loaded | None]:
     return Classifier(model, name=options.name or loaded.name, device=request.device), loaded
 
 
+def _check_shift(protocol: Protocol, options: Options) -> None:
+    """Refuse what a protocol without cells or without a reference model has no use for; check its list of classes."""
+    shift = protocol.shift
+    if shift is not None:
+        Reading.of(shift, f"{protocol.id}.toml")
+    if options.clean is not None and (shift is None or shift.kind != "corruptions"):
+        found = f"given under {protocol.exact_name}, which has no cells"
+        raise DataError(complaint("evaluate", "clean", found, "none", "Evaluate `imagenet-val`, too."))
+    if options.reference_weights is not None and (shift is None or shift.reference is None):
+        found = f"given under {protocol.exact_name}, which has no reference model"
+        raise RunError(complaint("evaluate", "reference_weights", found, "none"))
+
+
+def _reference(protocol: Protocol, request: Request) -> tuple[Classifier | None, Loaded | None]:
+    """The reference model of a protocol, and where it came from.
+
+    Raises:
+      ModelError: its weights cannot be had, or are not those that were pinned.
+    """
+    shift = protocol.shift
+    if shift is None or shift.reference is None:
+        return None, None
+    loaded = resolve_model(shift.reference, weights=request.options.reference_weights)
+    if shift.reference_sha256 not in (None, loaded.weights_sha256):
+        advice = "Give the published file as `reference_weights`."
+        message = complaint(shift.reference, "weights", str(loaded.weights_sha256), str(shift.reference_sha256), advice)
+        raise ModelError(message)
+    model = loaded.model
+    if isinstance(model, torch.nn.Module) and request.device is not None:
+        model = model.to(request.device)
+    return Classifier(model, name=loaded.name, device=request.device), loaded
+
+
+def _resolved(path: str | Path | None) -> str | None:
+    return str(Path(path).resolve()) if path is not None else None
+
+
 def _planned_data(protocol: Protocol, source: Source, request: Request) -> PlannedData:
     total = len(source.ids)
     limit = request.limit if request.limit is not None and request.limit < total else None
@@ -325,5 +379,6 @@ def _planned_data(protocol: Protocol, source: Source, request: Request) -> Plann
         ids_sha256=ids_digest(source.ids[:limit]),
         labels_sha256=ids_digest(str(label) for label in source.labels[:limit]),
         content_sha256=getattr(source, "content_sha256", None),
+        clean=_resolved(request.options.clean),
         official=total == protocol.data.count and ids_digest(source.ids) == protocol.data.ids_sha256,
     )

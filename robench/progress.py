@@ -21,6 +21,7 @@ class Progress:
         their shares of right answers. Over all finished examples these would lie, because fooled examples finish
         first.
       stage: which stage of a cascade is at work, and how many examples have come to it; else "".
+      shifted: whether there is no attack, and `robust` is the accuracy on shifted images.
     """
 
     total: int
@@ -29,6 +30,7 @@ class Progress:
     clean: float
     robust: float
     stage: str = ""
+    shifted: bool = False
 
 
 class Watcher(Protocol):

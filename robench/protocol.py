@@ -25,6 +25,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
+from robench import alexnet
 from robench.errors import ProtocolError, complaint, did_you_mean
 
 LEAST_ASKS = 20
@@ -66,9 +67,9 @@ class DataSpec(_Table):
     count: int = Field(gt=0)
     """Number of examples."""
     classes: int = Field(ge=2)
-    """Number of classes, and of logits."""
-    ids_sha256: Sha256
-    """SHA-256 of the ids in protocol order, joined by newlines."""
+    """Number of logits."""
+    ids_sha256: Sha256 | None = None
+    """SHA-256 of the ids in protocol order, joined by newlines; none: not known, and no data are official."""
     resize: int | None = Field(default=None, gt=0)
     """Length of the shorter side after resizing (bilinear, Pillow), in pixels; none: not resized."""
     crop: int = Field(gt=0)
@@ -145,6 +146,66 @@ class ScoreSpec(_Table):
         return self
 
 
+class ShiftSpec(_Table):
+    """What is read off images that are shifted away from the training set's, without an attack."""
+
+    kind: Literal["natural", "corruptions", "textures"]
+    """One image of an example; the same image in cells corruption x severity; shape and texture of two classes."""
+    among: str | None = None
+    """For `natural`: a list of classes (`robench.data.imagenet.subsets`), among which top-1 is the headline."""
+    among_sha256: Sha256 | None = None
+    """SHA-256 of that list's wnids, joined by newlines."""
+    families: dict[str, Annotated[tuple[str, ...], Field(strict=False)]] | None = None
+    """For `corruptions`: their names, by family."""
+    severities: int | None = Field(default=None, ge=1, le=9)
+    """For `corruptions`: how many, from 1."""
+    errors_of: Literal["alexnet"] | None = None
+    """For `corruptions`: whose errors mCE divides by; none: no mCE."""
+    categories: str | None = None
+    """For `textures`: groups of classes (`robench.data.categories`) over which probabilities are averaged."""
+    reference: str | None = None
+    """For `natural`: a model that sees the same images, and to which the difference ranks."""
+    reference_sha256: Sha256 | None = None
+    """SHA-256 of its weights file."""
+
+    @model_validator(mode="after")
+    def _fitting(self) -> "ShiftSpec":
+        needed = {"natural": (), "corruptions": ("families", "severities"), "textures": ()}[self.kind]
+        allowed = {
+            "natural": ("among", "among_sha256", "reference", "reference_sha256"),
+            "corruptions": (*needed, "errors_of"),
+            "textures": ("categories",),
+        }[self.kind]
+        given = [name for name in type(self).model_fields if name != "kind" and getattr(self, name) is not None]
+        for name in needed:
+            if name not in given:
+                raise ValueError(f"expected `{name}` with the kind {self.kind!r}")
+        for name in given:
+            if name not in allowed:
+                raise ValueError(f"expected no `{name}` with the kind {self.kind!r}")
+        if (self.among is None) != (self.among_sha256 is None):
+            raise ValueError("expected `among` and `among_sha256` together, or neither")
+        if self.reference is None and self.reference_sha256 is not None:
+            raise ValueError("expected `reference` beside `reference_sha256`")
+        names = self.corruptions
+        if self.kind == "corruptions" and (not names or len(set(names)) < len(names)):
+            raise ValueError("expected corruptions without repetition")
+        unknown = sorted(set(names) - alexnet.known()) if self.errors_of else []
+        if unknown:
+            raise ValueError(f"expected no `errors_of` with {unknown[0]!r}, of which AlexNet's errors are not known")
+        return self
+
+    @property
+    def corruptions(self) -> tuple[str, ...]:
+        """All corruptions, sorted by name."""
+        return tuple(sorted(name for names in (self.families or {}).values() for name in names))
+
+    @property
+    def cells(self) -> tuple[tuple[str, int], ...]:
+        """Corruption and severity of every cell, sorted; the order of the bits of a mask."""
+        return tuple((name, severity) for name in self.corruptions for severity in range(1, (self.severities or 0) + 1))
+
+
 class Protocol(_Table):
     """A protocol as its TOML file states it; immutable once released."""
 
@@ -159,13 +220,18 @@ class Protocol(_Table):
     """Whether results may enter the leaderboard."""
     seed: int = Field(ge=0)
     """Of the examples' random numbers."""
+    confounds: str | None = None
+    """What makes its numbers hard to compare, for people."""
     data: DataSpec
     attack: AttackSpec | None = None
     budget: BudgetSpec | None = None
     score: ScoreSpec = ScoreSpec()
+    shift: ShiftSpec | None = None
 
     @model_validator(mode="after")
     def _complete(self) -> "Protocol":
+        if self.attack is not None and self.shift is not None:
+            raise ValueError("expected `attack` or `shift`, not both")
         if (self.attack is None) != (self.budget is None):
             raise ValueError("expected `attack` and `budget` together, or neither")
         if self.score.scoring == "last iterate" and not self.score.steps:
@@ -187,9 +253,9 @@ class Protocol(_Table):
     def digest(self) -> str:
         """SHA-256 of everything that changes an answer, in canonical JSON.
 
-        Status, title, summary, `ranked` and `supersedes` may change without a new version.
+        Status, title, summary, `confounds`, `ranked` and `supersedes` may change without a new version.
         """
-        loose = {"status", "title", "summary", "supersedes", "ranked"}
+        loose = {"status", "title", "summary", "supersedes", "ranked", "confounds"}
         content = self.model_dump(mode="json", by_alias=True, exclude=loose, exclude_none=True)
         canonical = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()
@@ -222,7 +288,7 @@ def parse_protocol(content: dict[str, Any], *, where: str) -> Protocol:
 
 _KNOWN_KEYS = {
     key
-    for table in (Protocol, DataSpec, AttackSpec, BallSpec, PatchSpec, ScoreSpec)
+    for table in (Protocol, DataSpec, AttackSpec, BallSpec, PatchSpec, ScoreSpec, ShiftSpec)
     for key in (field.alias or name for name, field in table.model_fields.items())
 }
 

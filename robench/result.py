@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from robench.errors import RunError, complaint
 from robench.outcome import Outcome, digest, read_outcomes
 from robench.protocol import Protocol, Sha256, parse_protocol
+from robench.shift import REFERENCE_DIFFERENCE, means, right, right_cells, tallies
 
 SCHEMA: Literal["robench.result/1"] = "robench.result/1"
 
@@ -126,25 +127,59 @@ class Metric(_Record):
     denominator: int = Field(gt=0)
     value: float
     interval: tuple[float, float]
+    group: str = Field(default="", exclude_if=lambda group: not group)
+    """Which metrics it belongs to: `cell`, `corruption`, `family` or `bias` under a shift; else none."""
 
     @classmethod
-    def of(cls, name: str, numerator: int, denominator: int) -> "Metric":
-        return cls._of(name, numerator, denominator, wilson(numerator, denominator))
+    def of(cls, name: str, numerator: int, denominator: int, *, group: str = "") -> "Metric":
+        return cls._of(name, numerator, denominator, wilson(numerator, denominator), group)
 
     @classmethod
-    def of_answers(cls, name: str, rights: Sequence[int], asks: int) -> "Metric":
+    def of_answers(cls, name: str, rights: Sequence[int], asks: int, *, group: str = "") -> "Metric":
         """The mean share of right answers, from those about each example."""
-        return cls._of(name, sum(rights), len(rights) * asks, clustered(rights, asks))
+        return cls._of(name, sum(rights), len(rights) * asks, clustered(rights, asks), group)
 
     @classmethod
-    def _of(cls, name: str, numerator: int, denominator: int, interval: tuple[float, float]) -> "Metric":
+    def _of(cls, name: str, numerator: int, denominator: int, interval: tuple[float, float], group: str) -> "Metric":
         return cls(
             name=name,
+            group=group,
             numerator=numerator,
             denominator=denominator,
             value=round(numerator / denominator, 6),
             interval=(round(interval[0], 6), round(interval[1], 6)),
         )
+
+
+class Derived(_Record):
+    """A number that is no share of right answers, such as mCE."""
+
+    name: str
+    value: float
+    interval: tuple[float, float] | None
+    """At 95 %, Student's over the examples; none of a single one."""
+    note: str
+    """What the number was computed with."""
+
+    @classmethod
+    def of(cls, name: str, value: float, parts: Sequence[float], note: str) -> "Derived":
+        """A number that spreads as the mean of these parts does, one for each example."""
+        count, middle = len(parts), math.fsum(parts) / len(parts)
+        if count == 1:
+            return cls(name=name, value=round(value, 6), interval=None, note=note)
+        spread = math.sqrt(math.fsum((part - middle) ** 2 for part in parts) / (count - 1))
+        half = _student(0.975, count - 1) * spread / math.sqrt(count)
+        return cls(
+            name=name, value=round(value, 6), interval=(round(value - half, 6), round(value + half, 6)), note=note
+        )
+
+    @classmethod
+    def of_shares(cls, name: str, value: float, *shares: tuple[float, int, float], note: str) -> "Derived":
+        """A number that moves with shares of different examples: each with how many these are, and its factor."""
+        variances = [factor**2 * share * (1 - share) / count for share, count, factor in shares]
+        half = NormalDist().inv_cdf(0.975) * math.sqrt(math.fsum(variances))
+        interval = round(value - half, 6), round(value + half, 6)
+        return cls(name=name, value=round(value, 6), interval=interval, note=note)
 
 
 class ProtocolRecord(_Record):
@@ -221,8 +256,12 @@ class Result(_Record):
     """`complete` alone can be submitted: the official protocol on all of its own data, without error."""
     protocol: ProtocolRecord
     model: ModelRecord
+    reference: ModelRecord | None = Field(default=None, exclude_if=lambda reference: reference is None)
+    """The model to which the difference ranks, where the protocol has one."""
     data: DataRecord
     metrics: tuple[Metric, ...]
+    derived: tuple[Derived, ...] = Field(default=(), exclude_if=lambda derived: not derived)
+    """Numbers that are no shares of right answers."""
     counts: Counts
     caveats: tuple[str, ...] = ()
     outcomes: OutcomesRecord
@@ -243,8 +282,16 @@ class Result(_Record):
 
     @property
     def clean(self) -> Metric:
-        """Accuracy on the clean images."""
-        return self.metrics[0]
+        """Accuracy on the clean images.
+
+        Raises:
+          RunError: there were none, as may be under a protocol with `[shift]`.
+        """
+        found = next((metric for metric in self.metrics if metric.name == "clean"), None)
+        if found is None:
+            advice = "Evaluate `imagenet-val`, or where the protocol has cells give `clean=`."
+            raise RunError(complaint("result", "clean", "not measured", "clean images", advice))
+        return found
 
     @property
     def headline(self) -> Metric:
@@ -252,8 +299,20 @@ class Result(_Record):
         return self.metrics[-1]
 
     @property
+    def ranking(self) -> Metric | Derived:
+        """The number that ranks: the difference to the reference model where there is one, else the headline."""
+        return next((each for each in self.derived if each.name == REFERENCE_DIFFERENCE), self.headline)
+
+    @property
+    def shifted(self) -> bool:
+        """Whether images were shifted away from the training set's, and not attacked."""
+        return self.headline.name.startswith("top1")
+
+    @property
     def asks(self) -> int | None:
         """How many answers about each image were scored, under a protocol that asks many times; else None."""
+        if self.shifted:
+            return None
         return self.headline.denominator // self.data.count if self.headline.denominator > self.data.count else None
 
     def read_outcomes(self) -> list[Outcome]:
@@ -277,10 +336,13 @@ class Result(_Record):
         return self
 
     def __str__(self) -> str:
-        parts = [f"clean {percent(self.clean)}"]
-        if self.headline is not self.clean:
+        parts = [f"clean {percent(metric)}" for metric in self.metrics if metric.name == "clean"]
+        if self.headline.name != "clean":
             low, high = self.headline.interval
-            parts.append(f"robust {percent(self.headline)} [{100 * low:.1f}, {100 * high:.1f}]")
+            name = self.headline.name if self.shifted else "robust"
+            parts.append(f"{name} {percent(self.headline)} [{100 * low:.1f}, {100 * high:.1f}]")
+        parts += [f"{metric.name} {percent(metric)}" for metric in self.metrics if metric.group == "bias"]
+        parts += [f"{each.name} {100 * each.value:.1f} %" for each in self.derived]
         parts.append(f"{self.data.count} images")
         if self.asks is not None:
             parts.append(f"{self.asks} answers each")
@@ -299,7 +361,16 @@ def percent(metric: Metric) -> str:
 
 
 def holds(protocol: Protocol, outcome: Outcome) -> bool:
-    """Whether an example counts for the headline of its protocol: right clean, and not fooled where it counts."""
+    """Whether an example counts for the headline of its protocol: right clean, and not fooled where it counts.
+
+    Raises:
+      RunError: an example is right in a share of its cells.
+    """
+    if protocol.shift is not None:
+        if protocol.shift.kind == "corruptions":
+            found = f"of {protocol.exact_name}, which sees each in {len(protocol.shift.cells)} cells"
+            raise RunError(complaint("outcome", "examples", found, "examples that are right or wrong"))
+        return right(protocol, outcome)
     if protocol.attack is None:
         return outcome.clean_correct
     return outcome.robust_at(protocol.score.steps[-1] if protocol.score.steps else None, protocol.score.scoring)
@@ -307,7 +378,9 @@ def holds(protocol: Protocol, outcome: Outcome) -> bool:
 
 def shares(protocol: Protocol, outcome: Outcome) -> tuple[float, float]:
     """What an example adds to clean accuracy and to the headline: 0 or 1, or shares of right answers."""
-    asks = protocol.score.asks
+    asks, shift = protocol.score.asks, protocol.shift
+    if shift is not None and shift.kind == "corruptions":
+        return float(outcome.clean_correct), right_cells(protocol, outcome) / len(shift.cells)
     if asks is None:
         return float(outcome.clean_correct), float(holds(protocol, outcome))
     return _right(outcome, "clean_right", asks) / asks, _right(outcome, "attacked_right", asks) / asks
@@ -331,6 +404,13 @@ def score(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Metric, ...]
     """
     if not outcomes:
         raise RunError(complaint(protocol.exact_name, "outcomes", "empty", "at least one example"))
+    if protocol.shift is not None:
+        return tuple(
+            Metric.of(each.name, sum(each.rights), len(each.rights), group=each.group)
+            if each.asks == 1
+            else Metric.of_answers(each.name, each.rights, each.asks, group=each.group)
+            for each in tallies(protocol, outcomes)
+        )
     asks, total = protocol.score.asks, len(outcomes)
     if asks is not None:
         columns = {"clean": "clean_right", "robust": "attacked_right"}
@@ -347,6 +427,13 @@ def score(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Metric, ...]
     if protocol.attack is not None and not protocol.score.steps and not stages:
         metrics.append(Metric.of("robust", sum(holds(protocol, outcome) for outcome in outcomes), total))
     return tuple(metrics)
+
+
+def derive(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Derived, ...]:
+    """The numbers of a protocol that are no shares of right answers, computed from outcomes alone."""
+    if protocol.shift is None:
+        return ()
+    return tuple(Derived.of(each.name, each.value, each.parts, each.note) for each in means(protocol, outcomes))
 
 
 def read_result(folder: Path) -> Result:
@@ -393,6 +480,13 @@ def _hold_to_outcomes(result: Result, folder: Path, outcomes: Sequence[Outcome])
         if stated != found:
             expected = f"{_counts(found)}, as the outcomes say"
             raise RunError(complaint(str(folder / "result.json"), "metrics", _counts(stated), expected, advice))
+    if (numbers := derive(protocol, outcomes)) != result.derived:
+        found, expected = (
+            ", ".join(f"{each.name} {each.value}" for each in some) for some in (result.derived, numbers)
+        )
+        raise RunError(
+            complaint(str(folder / "result.json"), "derived", found, f"{expected}, as the outcomes say", advice)
+        )
 
 
 def _counts(metric: Metric | None) -> str:

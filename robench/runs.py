@@ -32,6 +32,7 @@ from robench.result import (
     OutcomesRecord,
     ProtocolRecord,
     Result,
+    derive,
     read_result,
     score,
 )
@@ -63,6 +64,8 @@ class PlannedData(_Record):
     labels_sha256: Sha256
     content_sha256: Sha256 | None = None
     """Of what tells other images under the same ids apart, where the source knows it without reading them."""
+    clean: str | None = None
+    """Where clean images were read beside corrupted ones, for `robench resume`."""
     official: bool
 
 
@@ -79,6 +82,10 @@ class Plan(_Record):
     """Path of the weights file that was named, for `robench resume`."""
     textures: str | None = None
     """Path of the texture dictionary that was named, for `robench resume`."""
+    reference: ModelRecord | None = None
+    """The protocol's reference model; none where it has none."""
+    reference_weights: str | None = None
+    """Path of its weights file, if one was named."""
     data: PlannedData
     shard_size: int = Field(gt=0)
     attack_revision: int
@@ -110,6 +117,7 @@ def run_key(
     data: PlannedData,
     attack_revision: int,
     engine: str = "native",
+    reference: ModelRecord | None = None,
 ) -> str:
     """SHA-256 of what changes the answer; device, batch size and workers do not.
 
@@ -132,6 +140,8 @@ def run_key(
     }
     if engine != "native":
         content["engine"] = engine
+    if reference is not None:
+        content["reference"] = reference.state_digest
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
@@ -350,6 +360,7 @@ class Run:
                 id=protocol.id, version=protocol.version, digest=protocol.digest, official=plan.official
             ),
             model=plan.model,
+            reference=plan.reference,
             data=DataRecord(
                 source=plan.data.source,
                 reference=plan.data.reference,
@@ -360,6 +371,7 @@ class Run:
                 official=plan.data.official,
             ),
             metrics=score(protocol, outcomes),
+            derived=derive(protocol, outcomes),
             counts=Counts(
                 evaluated=len(outcomes) - errored,
                 errored=errored,

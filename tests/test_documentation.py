@@ -17,10 +17,20 @@ import robench
 from robench.attacks import CASCADES, CATALOGUE, WHOLE
 from robench.cli import evaluate as evaluate_room
 from robench.errors import ModelError
-from robench.outcome import ASKED, COLUMNS, PATCH_COLUMNS
-from robench.protocol import AttackSpec, BallSpec, DataSpec, PatchSpec, Protocol, ScoreSpec
+from robench.outcome import ASKED, COLUMNS, PATCH_COLUMNS, SHIFT_COLUMNS
+from robench.protocol import AttackSpec, BallSpec, DataSpec, PatchSpec, Protocol, ScoreSpec, ShiftSpec
 from robench.registry import list_protocols
-from robench.result import Counts, DataRecord, Metric, ModelRecord, OutcomesRecord, ProtocolRecord, Result, read_result
+from robench.result import (
+    Counts,
+    DataRecord,
+    Derived,
+    Metric,
+    ModelRecord,
+    OutcomesRecord,
+    ProtocolRecord,
+    Result,
+    read_result,
+)
 from robench.runs import Plan, PlannedData
 from tests.fakes import small_net
 from tests.page import Reader, blocks, form, matches
@@ -125,8 +135,19 @@ def _keys(*records: type[BaseModel]) -> set[str]:
 
 
 def test_every_key_of_a_result_is_explained() -> None:
-    records = (Result, ProtocolRecord, ModelRecord, DataRecord, Metric, Counts, OutcomesRecord, Plan, PlannedData)
-    assert (_keys(*records) | {*COLUMNS, *ASKED, *PATCH_COLUMNS}) - _named("read-a-result.md") == set()
+    records = (
+        Result,
+        ProtocolRecord,
+        ModelRecord,
+        DataRecord,
+        Metric,
+        Derived,
+        Counts,
+        OutcomesRecord,
+        Plan,
+        PlannedData,
+    )
+    assert (_keys(*records) | {*COLUMNS, *ASKED, *PATCH_COLUMNS, *SHIFT_COLUMNS}) - _named("read-a-result.md") == set()
 
 
 def test_every_key_of_the_costs_is_explained(tmp_path: Path) -> None:
@@ -135,13 +156,14 @@ def test_every_key_of_the_costs_is_explained(tmp_path: Path) -> None:
 
 
 def test_every_key_of_a_protocol_is_explained() -> None:
-    keys = _keys(Protocol) - {"data", "attack", "budget", "score"}
+    keys = _keys(Protocol) - {"data", "attack", "budget", "score", "shift"}
     tables: list[tuple[str, type[BaseModel]]] = [
         ("data", DataSpec),
         ("attack", AttackSpec),
         ("budget", BallSpec),
         ("budget", PatchSpec),
         ("score", ScoreSpec),
+        ("shift", ShiftSpec),
     ]
     for table, record in tables:
         keys |= {f"{table}.{key}" for key in _keys(record)}

@@ -324,7 +324,7 @@ def test_a_figure_shows_one_protocol_with_an_attack(tmp_path: Path) -> None:
     content = whole.model_dump(mode="json", by_alias=True, exclude_none=True, exclude={"attack", "budget", "score"})
     with pytest.raises(FigureError) as caught:
         check_figure(tmp_path / "a.png", protocols=[parse_protocol(content, where="test")])
-    expected = "`figure` is of mini-pgd-linf@1, which has no attack; expected an attack to show."
+    expected = "`figure` is of mini-pgd-linf@1, which has no attack and no cells; expected an attack or cells to show."
     assert str(caught.value) == f"{tmp_path / 'a.png'}: {expected}"
 
 

@@ -346,29 +346,11 @@ class _Driver:
 
     def _in_parts(self, look: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Logits of any number of images, `slots` at a time, with fewer slots where memory runs out."""
-        parts: list[Tensor] = []
-        done = 0
-        while done < len(images):
-            try:
-                parts.append(look(images[done : done + self.slots]))
-                done += len(parts[-1])
-            except (RuntimeError, MemoryError) as error:
-                self._halve(error)
-        return torch.cat(parts)
+        return in_parts(look, images, lambda: self.slots, self._halve)
 
     def _halve(self, error: Exception) -> None:
         """Go on with half the slots if memory ran out; any other error goes on its way."""
-        if not _out_of_memory(error):
-            raise error
-        if self.slots == 1:
-            advice = "Use a machine or device with more memory, or a smaller model."
-            message = complaint(self.classifier.name, "memory", "too small for one image", "room for one pass", advice)
-            raise ModelError(message) from error
-        self.slots //= 2
-        for model in (self.classifier, self.confirm):
-            model.minimum_rows = min(model.minimum_rows, self.slots)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+        self.slots = half_of(self.slots, error, self.classifier, self.confirm)
         self.on_event("slots halved", {"slots": self.slots})
         for crowded in self.pools:
             crowded.shrink(self.slots)
@@ -401,6 +383,48 @@ def _count_queries(pool: Pool, query: Query) -> None:
 def steepest_of(gradient: Tensor) -> Tensor:
     """The largest absolute value of each gradient, NaN if there is one, shape (N,)."""
     return gradient.flatten(1).abs().amax(dim=1)  # on a CPU, 16 times as fast as the norm of order infinity
+
+
+def in_parts(
+    look: Callable[[Tensor], Tensor], images: Tensor, slots: Callable[[], int], on_error: Callable[[Exception], None]
+) -> Tensor:
+    """What is seen of some images, so many at a time as `slots` says.
+
+    Args:
+      look: images -> logits.
+      images: shape (N, 3, H, W).
+      slots: how many at a time; asked before each part.
+      on_error: called when a part fails; raises unless there are fewer slots now.
+    """
+    parts: list[Tensor] = []
+    done = 0
+    while done < len(images):
+        try:
+            parts.append(look(images[done : done + slots()]))
+            done += len(parts[-1])
+        except (RuntimeError, MemoryError) as error:
+            on_error(error)
+    return torch.cat(parts)
+
+
+def half_of(slots: int, error: Exception, *models: Looked) -> int:
+    """Half as many slots if memory ran out; any other error goes on its way.
+
+    Raises:
+      ModelError: one image alone does not fit into memory.
+    """
+    if not _out_of_memory(error):
+        raise error
+    if slots == 1:
+        advice = "Use a machine or device with more memory, or a smaller model."
+        message = complaint(models[0].name, "memory", "too small for one image", "room for one pass", advice)
+        raise ModelError(message) from error
+    slots //= 2
+    for model in models:
+        model.minimum_rows = min(model.minimum_rows, slots)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    return slots
 
 
 def _out_of_memory(error: Exception) -> bool:

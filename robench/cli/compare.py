@@ -10,10 +10,12 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.cli.screen import out, print_json
-from robench.comparison import Comparison
+from robench.comparison import CellComparison, Comparison, compare_cells, in_cells
 from robench.comparison import compare as compare_runs
 from robench.figures import check_figure, draw_comparison, letter
-from robench.result import percent, wilson
+from robench.result import percent
+
+Pair = Comparison | CellComparison
 
 
 def compare(
@@ -36,7 +38,8 @@ def compare(
         raise typer.BadParameter(f"{margin} is no number of points.", param_hint="--margin")
     if figure is not None:
         check_figure(figure)
-    found = [compare_runs(runs[0], run) for run in runs[1:]]
+    pair_up = compare_cells if in_cells(runs[0]) else compare_runs
+    found = [pair_up(runs[0], run) for run in runs[1:]]
     if figure is not None:
         draw_comparison(figure, [found[0].a, *(pair.b for pair in found)])
     if json:
@@ -48,16 +51,15 @@ def compare(
         raise typer.Exit(1)
 
 
-def _content(run_a: Path, run_b: Path, found: Comparison, margin: float | None) -> dict[str, Any]:
+def _content(run_a: Path, run_b: Path, found: Pair, margin: float | None) -> dict[str, Any]:
+    counts: dict[str, Any] = {}
+    if isinstance(found, Comparison):
+        counts = {name: getattr(found, name) for name in ("both", "only_a", "only_b", "neither", "p_value")}
     return {
         "a": str(run_a),
         "b": str(run_b),
         "metric": found.a.headline.name,
-        "both": found.both,
-        "only_a": found.only_a,
-        "only_b": found.only_b,
-        "neither": found.neither,
-        "p_value": found.p_value,
+        **counts,
         "difference": found.difference,
         "interval": list(found.interval),
         "margin_points": margin,
@@ -65,19 +67,21 @@ def _content(run_a: Path, run_b: Path, found: Comparison, margin: float | None) 
     }
 
 
-def _report(found: Sequence[Comparison], margin: float | None) -> None:
+def _report(found: Sequence[Pair], margin: float | None) -> None:
     table = Table("", "model", found[0].a.headline.name, "95 % interval")
     for index, result in enumerate([found[0].a, *(pair.b for pair in found)]):
         metric = result.headline
-        bounds = wilson(metric.numerator, metric.denominator)
-        interval = f"[{100 * bounds[0]:.1f}, {100 * bounds[1]:.1f}]"
+        interval = f"[{100 * metric.interval[0]:.1f}, {100 * metric.interval[1]:.1f}]"
         table.add_row(letter(index), Text(result.model.name), percent(metric), Text(interval))
     out.print(table)
     for index, pair in enumerate(found, start=1):
         other, (low, high) = letter(index), pair.interval
-        out.print(f"only A robust: {pair.only_a}, only {other} robust: {pair.only_b}, of {pair.total}")
         points = f"{100 * pair.difference:+.1f} points [{100 * low:+.1f}, {100 * high:+.1f}]"
-        out.print(f"{other} minus A: {points}, McNemar p = {pair.p_value:.2g}", markup=False)
+        if isinstance(pair, Comparison):
+            what = "right" if pair.a.shifted else "robust"
+            out.print(f"only A {what}: {pair.only_a}, only {other} {what}: {pair.only_b}, of {pair.total}")
+            points += f", McNemar p = {pair.p_value:.2g}"
+        out.print(f"{other} minus A: {points}", markup=False)
         if margin is not None:
             verdict = "is" if pair.non_inferior(margin) else "is not"
             out.print(f"{other} {verdict} shown to be at most {margin:g} points worse than A (2.5 % level).")

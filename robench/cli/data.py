@@ -1,6 +1,7 @@
 """`robench data`: are these a protocol's images, and can they be read; and fetching what others publish."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -66,11 +67,18 @@ def check(
     folder: Annotated[
         Path | None, typer.Option("--data", help="Folder of the images, or `hf-hub:org/name`; default: where they lie.")
     ] = None,
+    count: Annotated[
+        int | None, typer.Option("--count", min=1, help="Read the first so many examples alone; all are counted.")
+    ] = None,
     workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images; default up to 4.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Read all images of a protocol; exit code 1 unless they are its own and every one can be read."""
-    from robench.data import is_on_hub, location_of, open_source
+    """Read all images of a protocol; exit code 1 unless they are its own and every one can be read.
+
+    Where no digest of its ids is known, they are its own if their number is right and no class is missing.
+    """
+    from robench.data import Views, is_on_hub, location_of, open_source
+    from robench.data.archives import archives_of, as_published
     from robench.data.examination import examine
 
     wanted = resolve(protocol).protocol
@@ -83,22 +91,32 @@ def check(
         crop=wanted.data.crop,
         limit=None if on_hub else 1,  # what is missing in a folder is to be counted, not refused
         workers=workers,
+        cells=wanted.shift.cells if wanted.shift is not None else (),
     )
+    views = len(source.view_names) if isinstance(source, Views) else 1
     with bar() as progress:
-        task = progress.add_task("images", total=len(source.ids), note="")
-        found = examine(source, on_image=lambda: progress.advance(task))
+        task = progress.add_task("images", total=views * min(count or len(source.ids), len(source.ids)), note="")
+        found = examine(source, on_image=lambda: progress.advance(task), count=count)
     own = found.ids_sha256 == wanted.data.ids_sha256
-    ready = own and not found.unreadable
+    if wanted.data.ids_sha256 is None:
+        own = found.count == wanted.data.count and not found.missing_classes
+    location = location_of(wanted.data.source) if folder is None else None
+    root = location.path if location is not None else folder
+    archives = {path.name: as_published(path) for path in archives_of(root)} if root is not None else {}
+    ready = own and not found.unreadable and False not in archives.values()
     if json:
         report = dataclasses.asdict(found)
-        print_json({"ok": ready, "protocol": wanted.exact_name, "ids_are_the_protocols": own, **report})
+        report |= {"ok": ready, "protocol": wanted.exact_name, "ids_are_the_protocols": own, "archives": archives}
+        print_json(report)
     else:
-        _show(wanted, found, own=own, ready=ready)
+        _show(wanted, found, own=own, ready=ready, archives=archives)
     if not ready:
         raise typer.Exit(1)
 
 
-def _show(protocol: Protocol, found: "Examination", *, own: bool, ready: bool) -> None:
+def _show(
+    protocol: Protocol, found: "Examination", *, own: bool, ready: bool, archives: Mapping[str, bool | None]
+) -> None:
     table = Table("what", Column("found", overflow="fold"))
     table.add_row("source", Text(found.source))
     table.add_row("images", f"{found.count}, {protocol.exact_name} has {protocol.data.count}")
@@ -109,7 +127,15 @@ def _show(protocol: Protocol, found: "Examination", *, own: bool, ready: bool) -
     }
     for what, names in named.items():
         table.add_row(what, Text(f"{len(names)}: {first_few(names, SHOWN)}" if names else "none"))
-    table.add_row("ids", f"{found.ids_sha256}, {'' if own else 'NOT '}the protocol's")
+    verdict = f"{'' if own else 'NOT '}the protocol's"
+    if protocol.data.ids_sha256 is None:
+        verdict = "the protocol states none"
+    table.add_row("ids", f"{found.ids_sha256}, {verdict}")
+    said = {True: "as published (MD5)", False: "NOT as published (MD5)", None: "no published digest is known"}
+    for name, published in archives.items():
+        table.add_row(name, said[published])
+    if found.images != found.count:
+        table.add_row("images read", str(found.images))
     table.add_row("pixels", found.pixels_sha256)
     out.print(table)
     out.print("Ready." if ready else f"Not the data of {protocol.exact_name}, or not all of it can be read; see above.")

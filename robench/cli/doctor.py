@@ -18,7 +18,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     """Check versions, device, data, token and disk; exit code 1 if something is broken."""
     import torch
 
-    from robench.data import CATALOGUE, READERS
+    from robench.data import CATALOGUE, CELLS, READERS
     from robench.data.textures import PUBLISHED
 
     report: dict[str, str] = dict(environment())
@@ -32,7 +32,8 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
             report[f"data {name}"] = f"bundled, {len(opener().ids)} examples, digest as pinned"
         except (RobenchError, OSError) as error:
             report[f"data {name}"], broken = f"BROKEN: {error}", True
-    elsewhere = [("data", name, _located) for name in READERS] + [("textures", name, _textures) for name in PUBLISHED]
+    elsewhere = [("data", name, _located) for name in (*READERS, *CELLS)]
+    elsewhere += [("textures", name, _textures) for name in PUBLISHED]
     for what, name, look in elsewhere:
         try:
             report[f"{what} {name}"] = look(name)
@@ -56,16 +57,20 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
 
 def _located(name: str) -> str:
     """Where a data set lies that is not shipped, who says so, and how much of it is there."""
-    from robench.data import FileSource, is_on_hub, location_of, open_source
+    from robench.data import CELLS, SAME_PLACE, FileSource, is_on_hub, location_of, open_source
     from robench.data.locations import way_to_name
 
     location = location_of(name)
     if location is None:
-        return f"not named: give its folder with --data, {way_to_name(name)}"
+        return f"not named: give its folder with --data, {way_to_name(SAME_PLACE.get(name, name))}"
     if is_on_hub(location.path):
         return f"{location.path}, named by {location.origin}: on the Hub, not asked"
+    if name in CELLS:  # `robench data check` looks into its cells
+        return f"{location.path}, named by {location.origin}" + ("" if location.path.exists() else ": MISSING")
     source = open_source(name, None, resize=None, crop=1, limit=1)
     found = f"{location.path}, named by {location.origin}"
+    if source.name == name and isinstance(source, FileSource) and source.missing is None:
+        return f"{found}: {len(source.ids):,} images"
     if not isinstance(source, FileSource) or source.missing is None:
         return f"{found}: {len(source.ids)} images, none of the list"
     there = len({*source.ids} - {example.id for example in source.missing})

@@ -12,6 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.cli.screen import bar, err, out, print_json
+from robench.cli.shifts import derived_table, grid, show_effective_robustness
 from robench.errors import RunError, complaint
 from robench.figures import check_figure, draw_radii, draw_result
 from robench.progress import Progress
@@ -70,6 +71,8 @@ def _so_far(progress: Progress) -> str:
     low, high = wilson(round(progress.robust), progress.prefix)
     clean, robust = progress.clean / progress.prefix, progress.robust / progress.prefix
     interval = f"[{100 * low:.1f}, {100 * high:.1f}]"
+    if progress.shifted:
+        return f"first {progress.prefix}: {100 * robust:.1f} % {interval}"
     return f"first {progress.prefix}: clean {100 * clean:.1f} %, robust {100 * robust:.1f} % {interval}"
 
 
@@ -86,6 +89,12 @@ def evaluate(
     weights: Annotated[Path | None, typer.Option(help="A safetensors file for a named model.")] = None,
     textures: Annotated[
         Path | None, typer.Option(help="Folder with the textures that the protocol pastes; others make it unofficial.")
+    ] = None,
+    clean: Annotated[
+        Path | None, typer.Option(help="Folder of the clean images, under protocols with corruptions.")
+    ] = None,
+    reference_weights: Annotated[
+        Path | None, typer.Option(help="A safetensors file for the protocol's reference model.")
     ] = None,
     name: Annotated[str | None, typer.Option(help="What to call the model.")] = None,
     workers: Annotated[int | None, typer.Option(help="Processes that decode images; default up to 4.")] = None,
@@ -114,7 +123,8 @@ def evaluate(
         raise RunError(complaint("evaluate", "--estimate", "beside `--radii`", "one of the two", advice))
     if figure is not None:
         check_figure(figure, protocols=[load_protocol(each) for each in protocols] if radii is None else ())
-    showcase = Showcase() if figure is not None and radii is None else None
+    attacked = radii is None and any(load_protocol(each).attack is not None for each in protocols)
+    showcase = Showcase() if figure is not None and attacked else None
     chosen: Any = protocols if len(protocols) > 1 else protocols[0]
     arguments: Any = {"data": data, "limit": limit, "run_dir": run_dir, "device": device, "batch_size": batch_size}
     with _shown() as screen:
@@ -130,6 +140,8 @@ def evaluate(
             watcher=screen,
             save_adversarial=save_adversarial,
             showcase=showcase,
+            clean=clean,
+            reference_weights=reference_weights,
         )
         if estimate:
             del arguments["run_dir"]
@@ -146,8 +158,8 @@ def evaluate(
             draw_radii(figure, curve)
         _report_curve(curve, json)
         return
-    if showcase is not None and figure is not None:
-        draw_result(figure, results, showcase.exhibits)
+    if figure is not None:
+        draw_result(figure, results, showcase.exhibits if showcase is not None else ())
     _report(results if isinstance(results, list) else [results], json)
 
 
@@ -205,13 +217,14 @@ def _report(results: list[Result], json: bool) -> None:
         print_json(content if len(content) > 1 else content[0])
         return
     for result in results:
-        out.print(table(result))
+        show_result(result)
         for caveat in result.caveats:
             out.print(f"caveat: {caveat}", markup=False)
         out.print(str(result), markup=False)
         out.print(f"run: {result.run_dir}", markup=False)
         if result.asks is None:
             out.print(f"next: robench compare {result.run_dir} OTHER_RUN", markup=False)
+    show_effective_robustness(results)
 
 
 def _report_curve(curve: "RadiusCurve", json: bool) -> None:
@@ -229,10 +242,18 @@ def _report_curve(curve: "RadiusCurve", json: bool) -> None:
     out.print("\n".join(f"run: {folder}" for folder in folders), markup=False)
 
 
-def table(result: Result) -> Table:
-    """The metrics of a result with counts and intervals."""
+def show_result(result: Result) -> None:
+    """Print the metrics of a result with counts and intervals, its cells as a grid, and what was computed from them."""
     title = f"{result.model.name} under {result.protocol.id}@{result.protocol.version}"
-    return _table(title, "metric", result.metrics, "examples" if result.asks is None else "right answers")
+    shown = [metric for metric in result.metrics if metric.group not in ("cell", "corruption")]
+    cells = len(shown) < len(result.metrics)
+    counted = "examples" if result.asks is None and not cells else "right answers"
+    if cells:
+        out.print(grid(result, title))
+        title = "over cells"
+    out.print(_table(title, "metric", shown, counted))
+    if result.derived:
+        out.print(derived_table(result.derived))
 
 
 def _table(title: str, first: str, metrics: Sequence[Metric], counted: str = "examples") -> Table:

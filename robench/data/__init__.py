@@ -1,18 +1,23 @@
 """Data sets by name. A data set is one file or folder, one line here, and one row in the table of laws."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 from robench.data.arrays import ArraySource
+from robench.data.cues import open_cues
 from robench.data.decoding import Decoder
 from robench.data.files import FileSource
 from robench.data.folder import open_folder
 from robench.data.hub import open_hub, open_imagenet_on_hub
-from robench.data.imagenet import open_imagenet
+from robench.data.imagenet import open_imagenet, open_validation
+from robench.data.imagenet.cells import Cell, open_cells
+from robench.data.imagenet.shifts import SHIFTS, reader
 from robench.data.locations import Location, locate, way_to_name
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
-from robench.data.source import Source, Unreadable, check_source
+from robench.data.mini.cells import MiniCells
+from robench.data.mini.stylized import MiniStylized
+from robench.data.source import Source, Unreadable, Views, check_source
 from robench.data.textures import PUBLISHED, TextureDictionary, open_textures
 from robench.errors import DataError, complaint
 from robench.hub import SCHEME
@@ -25,6 +30,7 @@ __all__ = [
     "Source",
     "TextureDictionary",
     "Unreadable",
+    "Views",
     "check_there",
     "is_on_hub",
     "location_of",
@@ -45,11 +51,25 @@ class Reader(Protocol):
     def __call__(self, root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> Source: ...
 
 
-CATALOGUE: dict[str, Callable[[], Source]] = {"mini": _mini}
+CATALOGUE: dict[str, Callable[[], Source]] = {"mini": _mini, "mini-stylized": MiniStylized}
 """What opens a data set that is shipped, by its name in a protocol."""
 
-READERS: dict[str, Reader] = {"imagenet": open_imagenet}
+MADE_IN_CELLS: dict[str, Callable[[Sequence[Cell]], Source]] = {"mini-c": MiniCells}
+"""What makes a data set in cells from what is shipped."""
+
+READERS: dict[str, Reader] = {
+    "imagenet": open_imagenet,
+    "imagenet-val": open_validation,
+    "cue-conflict": open_cues,
+    **{name: reader(name) for name in SHIFTS},
+}
 """What reads a data set that is not shipped."""
+
+CELLS = ("imagenet-c", "imagenet-c-extra", "imagenet-c-5k")
+"""Data sets that are not shipped and show an example in cells corruption x severity."""
+
+SAME_PLACE = {"imagenet-val": "imagenet", "imagenet-c-extra": "imagenet-c", "imagenet-c-5k": "imagenet-c"}
+"""Data sets that lie where another lies, unless something says where they lie themselves."""
 
 
 def location_of(name: str) -> Location | None:
@@ -58,7 +78,8 @@ def location_of(name: str) -> Location | None:
     Raises:
       DataError: the configuration is malformed.
     """
-    return locate(name, known=[*READERS, *PUBLISHED])
+    known = [*READERS, *CELLS, *PUBLISHED]
+    return locate(name, known=known) or (locate(SAME_PLACE[name], known=known) if name in SAME_PLACE else None)
 
 
 def textures_of(name: str, sha256: str) -> TextureDictionary:
@@ -72,18 +93,27 @@ def check_there(name: str) -> Location | None:
     Raises:
       DataError: they are not shipped and nothing says where they lie, or they are unknown.
     """
-    if name in CATALOGUE:
+    if name in CATALOGUE or name in MADE_IN_CELLS:
         return None
-    location = location_of(name) if name in READERS else None
+    known = name in READERS or name in CELLS
+    location = location_of(name) if known else None
     if location is None:
-        others = f", {way_to_name(name)}" if name in READERS else ""
+        others = f", {way_to_name(SAME_PLACE.get(name, name))}" if known else ""
         advice = f"Give their folder as `data=` (or `--data`){others}."
         raise DataError(complaint("robench", "data", "none", f"the images of `{name}`", advice))
     return location
 
 
 def open_source(
-    name: str, data: Any, *, resize: int | None, crop: int, limit: int | None = None, workers: int | None = None
+    name: str,
+    data: Any,
+    *,
+    resize: int | None,
+    crop: int,
+    limit: int | None = None,
+    workers: int | None = None,
+    cells: Sequence[Cell] = (),
+    clean: str | Path | None = None,
 ) -> Source:
     """The examples of a protocol.
 
@@ -94,12 +124,20 @@ def open_source(
       resize, crop: the view that the protocol ranks, in pixels; applied to folders.
       limit: how many examples are wanted; a folder may then lack images of the protocol's.
       workers: processes that decode files; 0: this one; None: up to four.
+      cells: corruptions and severities in which the protocol sees each example; none: it sees one image.
+      clean: where the clean images of a set with cells lie; None: they are not seen.
     Raises:
       DataError: there is nothing to read, or ids, labels or shapes are wrong.
     """
     decoder = Decoder(resize, crop, workers)
     source: Source
-    if data is None:
+    if cells and data is None and name in MADE_IN_CELLS:
+        source = MADE_IN_CELLS[name](cells)
+    elif cells and (data is None or isinstance(data, str | Path)):
+        root = _place(name) if data is None else Path(data)
+        where = Path(clean) if clean is not None else None
+        source = open_cells(name, root, decoder, cells=cells, clean=where, limit=limit)
+    elif data is None:
         source = _own_data(name, decoder, limit)
     elif is_on_hub(data):
         source = _from_hub(name, str(data), decoder, limit)
@@ -114,8 +152,19 @@ def open_source(
     else:
         expected = "a folder, `hf-hub:org/name`, a pair (images, labels), or a robench.data.Source"
         raise DataError(complaint("robench", "data", type(data).__name__, expected))
+    if cells and not isinstance(source, Views):
+        found, expected = type(data).__name__, "a folder or a source with views: it is seen in cells"
+        raise DataError(complaint("robench", "data", found, expected))
     check_source(source, where=source.name)
     return source
+
+
+def _place(name: str) -> Path:
+    """Where the files of a protocol's own data lie."""
+    location = check_there(name)
+    if location is None:
+        raise DataError(complaint("robench", "data", f"`{name}`, which is not in files", "a data set in cells"))
+    return location.path
 
 
 def _own_data(name: str, decoder: Decoder, limit: int | None) -> Source:

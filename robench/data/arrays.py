@@ -75,8 +75,12 @@ class ArraySource:
             digest.update(np.ascontiguousarray(np.asarray(self._pixels[index])).tobytes())
         return digest.hexdigest()
 
+    def bytes_of(self, position: int) -> Tensor:
+        """An image as it lies in memory, shape (3, H, W)."""
+        row = self._pixels[self._order[position]]
+        return row if isinstance(row, Tensor) else torch.from_numpy(row.copy())
+
     def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
         for position in positions:
-            row = self._pixels[self._order[position]]
-            image = row if isinstance(row, Tensor) else torch.from_numpy(row.copy())
+            image = self.bytes_of(position)
             yield image.to(torch.float32) / 255 if image.dtype == torch.uint8 else image

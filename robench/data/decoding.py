@@ -13,7 +13,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from robench.data.archives import Bytes
 from robench.data.images import as_image, read_pixels
 from robench.data.source import Unreadable
 from robench.errors import DataError, complaint
@@ -41,10 +41,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ImageFile:
-    """A file and what messages call it: its path inside the data set, which no machine changes."""
+    """A file and what messages call it: its path inside the data set, which no machine changes.
+
+    Attributes:
+      name: what messages call it.
+      path: has its bytes.
+      view: its own `resize` and `crop`, in place of the decoder's.
+    """
 
     name: str
-    path: Path
+    path: Bytes
+    view: tuple[int | None, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -67,16 +74,21 @@ class Decoder:
         Raises:
           DataError: a worker died.
         """
-        workers = default_workers() if self.workers is None else self.workers
-        near = workers == 0 or len(files) < FEW
-        parts = self._near(files) if near else in_workers(_Files(self, files), workers, together=_BATCH)
-        for decoded in parts:
+        for decoded in self.pixels(files):
             yield decoded if isinstance(decoded, Unreadable) else as_image(decoded)
+
+    def pixels(self, files: Sequence[ImageFile]) -> Iterator[NDArray[np.uint8] | Unreadable]:
+        """The same as bytes, uint8, shape (3, crop, crop)."""
+        workers = default_workers() if self.workers is None else self.workers
+        if workers == 0 or len(files) < FEW:
+            return self._near(files)
+        return in_workers(_Files(self, files), workers, together=_BATCH)
 
     def decode(self, file: ImageFile) -> _Decoded:
         """The bytes of one image, shape (3, crop, crop), or why there are none."""
         try:
-            return read_pixels(file.path, resize=self.resize, crop=self.crop, name=file.name)
+            resize, crop = file.view or (self.resize, self.crop)
+            return read_pixels(file.path, resize=resize, crop=crop, name=file.name)
         except DataError as error:
             return Unreadable(str(error))
 

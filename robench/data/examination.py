@@ -3,13 +3,16 @@
 Not here: which protocol's data they should be (`cli/data.py` compares).
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from robench.data.files import FileExample, FileSource
-from robench.data.source import Source, Unreadable, check_image, ids_digest, pixel_digest
+from robench.data.imagenet.cells import CellSource
+from robench.data.source import Source, Unreadable, Views, check_image, ids_digest, pixel_digest
 from robench.errors import DataError
 
 
@@ -25,6 +28,7 @@ class Examination:
       unreadable: why, for each example whose image cannot be read.
       ids_sha256: of the ids of what is there, in order.
       pixels_sha256: sum modulo 2**256 of SHA-256(id, decoded pixels) over what can be read, as in a result.
+      images: images that were read, of which an example in cells has many.
     """
 
     source: str
@@ -34,27 +38,34 @@ class Examination:
     unreadable: Sequence[str]
     ids_sha256: str
     pixels_sha256: str
+    images: int
 
 
-def examine(source: Source, on_image: Callable[[], None] = lambda: None) -> Examination:
-    """Read every example of a source.
+def examine(source: Source, on_image: Callable[[], None] = lambda: None, *, count: int | None = None) -> Examination:
+    """Read every example of a source, in all of its views.
 
     Args:
-      source: the examples; those that a `FileSource` knows to be missing are counted, not read.
+      source: the examples; those that it knows to be missing are counted, not read.
       on_image: called after each image.
+      count: read the first so many examples alone.
     Raises:
       DataError: a worker that decodes died.
     """
     missing = {example.id for example in _missing(source)}
     there = [position for position, example in enumerate(source.ids) if example not in missing]
     unreadable: list[str] = []
-    pixels = 0
-    for position, image in zip(there, source.images(there), strict=True):
-        reason = _why_unreadable(image, source.ids[position])
+    read = there[:count]
+    pixels = images = 0
+    names = list(source.view_names) if isinstance(source, Views) else [""]
+    found = source.views(read) if isinstance(source, Views) else source.images(read)
+    for (position, name), image in zip(itertools.product(read, names), found, strict=True):
+        example = source.ids[position]
+        reason = _why_unreadable(image, example)
         if reason:
             unreadable.append(reason)
         elif not isinstance(image, Unreadable):
-            pixels += pixel_digest(source.ids[position], image)
+            pixels += pixel_digest(f"{example} {name}" if name else example, image)
+        images += 1
         on_image()
     return Examination(
         source=source.name,
@@ -64,11 +75,12 @@ def examine(source: Source, on_image: Callable[[], None] = lambda: None) -> Exam
         unreadable=unreadable,
         ids_sha256=ids_digest(source.ids[position] for position in there),
         pixels_sha256=f"{pixels % 2**256:064x}",
+        images=images,
     )
 
 
 def _missing(source: Source) -> Sequence[FileExample]:
-    return source.missing or () if isinstance(source, FileSource) else ()
+    return source.missing or () if isinstance(source, FileSource | CellSource) else ()
 
 
 def _missing_classes(source: Source, there: Sequence[int]) -> list[str]:
@@ -77,16 +89,23 @@ def _missing_classes(source: Source, there: Sequence[int]) -> list[str]:
     if isinstance(source, FileSource) and source.missing is not None:
         wanted = {example.label for example in source.missing}
     else:
-        wanted = set(range(source.classes or 0))
+        wanted = set(source.wanted if isinstance(source, FileSource) and source.wanted else range(_classes(source)))
     names = (
         source.class_names if isinstance(source, FileSource) else [str(label) for label in range(max(wanted | {0}) + 1)]
     )
     return [names[label] for label in sorted(wanted - found)]
 
 
+def _classes(source: Source) -> int:
+    """How many classes there should be."""
+    return len(source.class_names) if isinstance(source, FileSource) else source.classes or 0
+
+
 def _why_unreadable(image: Tensor | Unreadable, example: str) -> str:
     if isinstance(image, Unreadable):
         return image.reason
+    if image.dtype == torch.uint8:  # decoded by us
+        return ""
     try:
         check_image(image, example)
     except DataError as error:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robench.data.decoding import Decoder, ImageFile
 from robench.data.source import Unreadable
+from robench.data.trees import FolderTree, Tree
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class FileSource:
       examples: in protocol order.
       class_names: what the classes are called.
       decoder: how files become images.
+      tree: where the files lie, if not in a folder.
+      wanted: labels that should occur; None: all classes.
       missing: the examples that should be there and have no file; they may be among `examples`, where
         they are unreadable. None: nothing says what should be there.
       reference: what names the data on the Hub, with its commit; None: they are only a folder.
@@ -45,6 +48,8 @@ class FileSource:
     class_names: Sequence[str] = field(repr=False)
     decoder: Decoder
     missing: Sequence[FileExample] | None = field(default=None, repr=False)
+    tree: Tree | None = field(default=None, repr=False)
+    wanted: Sequence[int] | None = field(default=None, repr=False)
     reference: str | None = None
 
     @cached_property
@@ -63,16 +68,18 @@ class FileSource:
     @property
     def content_sha256(self) -> str:
         """SHA-256 of ids and sizes of the files: most other images under the same ids differ in size."""
-        lines = (f"{example.id}|{_size(self.root / example.file)}" for example in self.examples)
+        tree = self._tree
+        lines = (f"{example.id}|{tree.size(example.file)}" for example in self.examples)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
-        names = [self.examples[position].file for position in positions]
-        return self.decoder.images([ImageFile(name, self.root / name) for name in names])
+        tree = self._tree
+        return self.decoder.images([tree.file(self.examples[position].file) for position in positions])
 
+    def file(self, position: int) -> ImageFile:
+        """The file of an example."""
+        return self._tree.file(self.examples[position].file)
 
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
+    @property
+    def _tree(self) -> Tree:
+        return self.tree or FolderTree(self.root)

@@ -1,12 +1,11 @@
 """A folder of images with one sub-folder per class, any classes."""
 
-import os
 from pathlib import Path
 
 from robench.data.decoding import Decoder
 from robench.data.files import FileExample, FileSource
-from robench.data.images import is_image
 from robench.data.source import by_hash, check_ids
+from robench.data.trees import contents_of
 from robench.errors import DataError, complaint
 
 
@@ -31,27 +30,6 @@ def open_folder(root: Path, decoder: Decoder) -> FileSource:
         advice = f"Lay the images out as {root}/<class>/<name>.png."
         raise DataError(complaint(str(root), "data", "empty", "images in one sub-folder per class", advice))
     return FileSource("folder", root, in_order_of_hash(examples, where=str(root)), folders, decoder)
-
-
-def contents_of(folder: Path) -> tuple[list[str], list[str]]:
-    """Names of the sub-folders and of the images of a folder, sorted; hidden ones are left out.
-
-    Raises:
-      DataError: the folder cannot be read.
-    """
-    folders, images = [], []
-    try:
-        with os.scandir(folder) as entries:  # asks the disk once, not once for each of 50,000 files
-            for entry in entries:
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif is_image(entry.name):
-                    images.append(entry.name)
-    except OSError as error:
-        found = f"unreadable ({error.strerror or type(error).__name__})"
-        advice = "Check the path, and who may read it."
-        raise DataError(complaint(str(folder), "data", found, "a folder that can be read", advice)) from error
-    return sorted(name for name in folders if not name.startswith(".")), sorted(images)
 
 
 def in_order_of_hash(examples: list[FileExample], *, where: str) -> list[FileExample]:

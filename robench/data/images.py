@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from robench.data.archives import Bytes
 from robench.errors import DataError, complaint
 
 SUFFIXES = {".jpeg", ".jpg", ".png", ".webp", ".bmp"}
@@ -22,11 +23,11 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
-def read_pixels(path: Path, *, resize: int | None, crop: int, name: str | None = None) -> NDArray[np.uint8]:
+def read_pixels(path: Bytes, *, resize: int | None, crop: int, name: str | None = None) -> NDArray[np.uint8]:
     """Decode one image, resize its shorter side (bilinear, Pillow), and crop its centre; shape (3, crop, crop).
 
     Args:
-      path: the file.
+      path: the file, or what else has its bytes.
       resize: length of the shorter side after resizing, in pixels; None: as it is.
       crop: side of the centre crop, in pixels.
       name: what messages call the file; by default its path.
@@ -65,7 +66,7 @@ def as_image(pixels: NDArray[np.uint8]) -> Tensor:
     return torch.from_numpy(image)
 
 
-def read_image(path: Path, *, resize: int | None, crop: int) -> Tensor:
+def read_image(path: Bytes, *, resize: int | None, crop: int) -> Tensor:
     """`read_pixels` as an image: float32 in [0, 1], shape (3, crop, crop)."""
     return as_image(read_pixels(path, resize=resize, crop=crop))
 

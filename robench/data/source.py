@@ -13,6 +13,8 @@ from torch import Tensor
 
 from robench.errors import DataError, complaint
 
+CLEAN = "clean"
+"""What the view of a clean image is called."""
 _UNWRITABLE = re.compile(r"[\n\r\0\ud800-\udfff]")  # the last are bytes of a file name that are no UTF-8
 
 
@@ -60,15 +62,30 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Views(Source, Protocol):
+    """A source that shows each example more than once; `images` yields the first view alone."""
+
+    @property
+    def view_names(self) -> Sequence[str]:
+        """What the views are called: `clean`, where there is one, and `<corruption>/<severity>` by these, sorted."""
+        ...
+
+    def views(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
+        """All views of each example, one after the other, uint8, shape (3, H, W)."""
+        ...
+
+
 def ids_digest(ids: Iterable[str]) -> str:
     """SHA-256 of ids in their order, joined by newlines."""
     return hashlib.sha256("\n".join(ids).encode()).hexdigest()
 
 
 def pixel_digest(example: str, image: Tensor) -> int:
-    """SHA-256 of id and float32 pixels, as a number, so that digests can be summed in any order."""
+    """SHA-256 of id and float32 (or uint8) pixels, as a number, so that digests can be summed in any order."""
     digest = hashlib.sha256(example.encode() + b"\0")
-    digest.update(image.contiguous().cpu().numpy().astype("<f4", copy=False).data)
+    pixels = image.contiguous().cpu().numpy()
+    digest.update((pixels if pixels.dtype == "u1" else pixels.astype("<f4", copy=False)).data)
     return int.from_bytes(digest.digest(), "big")
 
 

@@ -1,4 +1,6 @@
+import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -7,11 +9,14 @@ import torch
 from typer.testing import CliRunner
 
 from robench.cli.main import app
-from robench.data.imagenet.listing import listed
+from robench.data import archives
+from robench.data.imagenet.listing import listed, wnids
+from robench.data.imagenet.subsets import subset
 from robench.errors import DataError
 from robench.registry import load_protocol, shipped_folder
 from robench.result import Result
 from tests.photographs import listed_images, wnid_folders
+from tests.shifted_trees import cells_tree, packed, pictures, validation_names, wnid_tree
 
 
 def _check(*arguments: str) -> tuple[int, str]:
@@ -143,3 +148,42 @@ def test_doctor_says_where_textures_are(tmp_path: Path, monkeypatch: pytest.Monk
         torch.save(torch.zeros(3, 4, 4), path)
     expected = f"{tmp_path}, named by ROBENCH_TPA_TEXTURES: 2 classes of 1 textures"
     assert _doctor(what) == (0, expected)
+
+
+def test_a_set_without_known_ids_is_ready_when_count_and_classes_are_right(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    originals = pictures(tmp_path / "pictures", size=(16, 16))
+    root = wnid_tree(tmp_path / "a", originals, subset("imagenet-a"))
+    text = (shipped_folder() / "imagenet-a.toml").read_text().replace("crop = 224", "crop = 8")
+    text = text.replace("resize = 256 ", "resize = 8 ").replace("count = 7500", "count = 200")
+    (tmp_path / "small.toml").write_text(text)
+    code, report = _json(str(tmp_path / "small.toml"), "--data", str(root))
+    assert (code, report["ok"], report["count"], report["images"], report["archives"]) == (0, True, 200, 200, {})
+    code, report = _json(str(tmp_path / "small.toml"), "--data", str(root), "--count", "7")
+    assert (code, report["count"], report["images"]) == (0, 200, 7)
+    packed(root, tmp_path / "imagenet-a.tar", top="imagenet-a")
+    code, report = _json(str(tmp_path / "small.toml"), "--data", str(tmp_path / "imagenet-a.tar"))
+    assert (code, report["ok"], report["archives"]) == (1, False, {"imagenet-a.tar": False})
+    known = hashlib.md5((tmp_path / "imagenet-a.tar").read_bytes()).hexdigest()
+    monkeypatch.setitem(archives.PUBLISHED_MD5, "imagenet-a.tar", known)
+    code, stdout = _check(str(tmp_path / "small.toml"), "--data", str(tmp_path / "imagenet-a.tar"))
+    assert code == 0
+    assert "aspublished(MD5)" in _cells(stdout)
+    shutil.rmtree(root / wnids()[subset("imagenet-a")[4]])
+    code, report = _json(str(tmp_path / "small.toml"), "--data", str(root))
+    assert (code, report["ok"], report["missing_classes"]) == (1, False, [wnids()[subset("imagenet-a")[4]]])
+
+
+def test_every_cell_is_looked_at(tmp_path: Path) -> None:
+    names = validation_names(2)
+    root = cells_tree(tmp_path / "c", pictures(tmp_path / "pictures", size=(224, 224)), names)
+    victim = root / "snow" / "2" / names[1]
+    victim.unlink()
+    victim.write_bytes(b"")
+    code, report = _json("imagenet-c", "--data", str(root), "--workers", "0")
+    assert (code, report["count"], report["images"], len(report["missing"])) == (1, 2, 150, 49_998)
+    assert [reason.split(":")[0] for reason in report["unreadable"]] == [f"snow/2/{names[1]}"]
+    shutil.rmtree(root / "snow" / "4")
+    with pytest.raises(DataError, match=r"`cells` is 1 missing \(snow/4\); expected all 75 cells of 15 corruptions"):
+        _check("imagenet-c", "--data", str(root))

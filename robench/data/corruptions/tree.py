@@ -22,8 +22,8 @@ from torch.utils.data import Dataset
 
 from robench.data.corruptions import COMMON, REVISION, SEVERITIES, Ice, check_order, corrupt
 from robench.data.decoding import default_workers, in_workers
-from robench.data.folder import contents_of
 from robench.data.images import read_pixels
+from robench.data.trees import contents_of
 from robench.errors import DataError, complaint, first_few
 
 try:

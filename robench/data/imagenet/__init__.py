@@ -1,6 +1,7 @@
 """ImageNet's validation set, in any layout.
 
-Images are found by name: in sub-folders named by wnid, or flat. Not here: where it lies (`locations.py`).
+Images are found by name: in sub-folders named by wnid, or flat, in a folder or in the tar that was published. Not here:
+where it lies (`locations.py`).
 """
 
 import re
@@ -9,12 +10,13 @@ from pathlib import Path
 
 from robench.data.decoding import Decoder
 from robench.data.files import FileExample, FileSource
-from robench.data.folder import contents_of, in_order_of_hash, open_folder
+from robench.data.folder import in_order_of_hash, open_folder
 from robench.data.imagenet.labels import LABELS, read_labels
-from robench.data.imagenet.listing import id_of, listed, wnids
+from robench.data.imagenet.listing import id_of, listed, validation, wnids
+from robench.data.trees import FolderTree, SubTree, Tree, open_tree
 from robench.errors import DataError, complaint, first_few
 
-__all__ = ["open_imagenet"]
+__all__ = ["open_imagenet", "open_validation"]
 
 _PLACES = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "val")
 """Where the validation set lies in what people download, relative to the root they name."""
@@ -22,7 +24,7 @@ _WNID = re.compile(r"n[0-9]{8}")
 
 
 def open_imagenet(root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> FileSource:
-    """The examples of ImageNet's validation set, or of a folder laid out like it.
+    """The 5,000 listed images of ImageNet's validation set, or those of a folder laid out like it.
 
     - Images named `ILSVRC2012_val_*`: the 5,000 of the list, in its order, with its labels.
     - Other images in wnid folders: all of them, by the hash of their ids, labels by wnid.
@@ -38,14 +40,25 @@ def open_imagenet(root: Path, decoder: Decoder, *, limit: int | None, any_classe
     Raises:
       DataError: it is none of these, or images, wnids or labels are missing or unknown.
     """
-    if not root.is_dir():
-        found = "a file" if root.is_file() else "missing"
-        raise DataError(complaint(str(root), "data", found, "a folder of ImageNet's validation images"))
-    root = next((root / place for place in _PLACES if (root / place).is_dir()), root)
-    folders, images = contents_of(root)
+    return _open(root, decoder, "imagenet", limit=limit, any_classes=any_classes)
+
+
+def open_validation(root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> FileSource:
+    """All 50,000 images of the validation set; as `open_imagenet` otherwise."""
+    return _open(root, decoder, "imagenet-val", limit=limit, any_classes=any_classes)
+
+
+def _open(root: Path, decoder: Decoder, name: str, *, limit: int | None, any_classes: bool) -> FileSource:
+    if root.is_dir():
+        root = next((root / place for place in _PLACES if (root / place).is_dir()), root)
+    tree = open_tree(root, "a folder of ImageNet's validation images")
+    folders, images = tree.contents()
+    if not images and folders == ["val"]:  # an archive of the folder
+        tree = SubTree(tree, "val")
+        folders, images = tree.contents()
     if any(_WNID.fullmatch(name) for name in folders):
-        files = images + _in_wnid_folders(root, folders)
-    elif folders and any_classes and not _is_flat(root, images):
+        files = images + in_wnid_folders(tree, folders)
+    elif folders and any_classes and isinstance(tree, FolderTree) and not _is_flat(root, images):
         return open_folder(root, decoder)
     else:
         files = images
@@ -54,8 +67,8 @@ def open_imagenet(root: Path, decoder: Decoder, *, limit: int | None, any_classe
         expected = "images in sub-folders named by wnid (such as n01440764), or side by side"
         raise DataError(complaint(str(root), "data", found, expected, "Name the folder that contains `val`."))
     if any(id_of(Path(file).name) for file in files):
-        return _listed_images(root, files, decoder, limit)
-    return _foreign_images(root, files, decoder)
+        return _listed_images(tree, files, decoder, name, limit)
+    return _foreign_images(tree, files, decoder)
 
 
 def _is_flat(root: Path, images: Sequence[str]) -> bool:
@@ -63,33 +76,43 @@ def _is_flat(root: Path, images: Sequence[str]) -> bool:
     return any(id_of(name) for name in images) or (root / LABELS).exists()
 
 
-def _in_wnid_folders(root: Path, folders: Sequence[str]) -> list[str]:
+def in_wnid_folders(tree: Tree, folders: Sequence[str]) -> list[str]:
+    """Paths of the images in the sub-folders of a tree, all of which are classes of ImageNet-1k.
+
+    Raises:
+      DataError: one is not.
+    """
     known = set(wnids())
     unknown = [name for name in folders if name not in known and name != "lost+found"]
     if unknown:
         found = f"{len(unknown)} unknown ({first_few(unknown)})"
         advice = "Move what is no class of ImageNet-1k elsewhere."
-        raise DataError(complaint(str(root), "sub-folders", found, "wnids of the 1,000 classes", advice))
-    return [f"{name}/{file}" for name in folders if name in known for file in contents_of(root / name)[1]]
+        raise DataError(complaint(str(tree.root), "sub-folders", found, "wnids of the 1,000 classes", advice))
+    return [f"{name}/{file}" for name in folders if name in known for file in tree.contents(name)[1]]
 
 
-def _listed_images(root: Path, files: Sequence[str], decoder: Decoder, limit: int | None) -> FileSource:
+def _listed_images(tree: Tree, files: Sequence[str], decoder: Decoder, name: str, limit: int | None) -> FileSource:
     """The images of the list that are there; the whole list if it begins with as many as are wanted."""
-    labels, found = listed(), _by_id(root, files)
-    whole = [FileExample(name, label, found.get(name, f"{name}.JPEG")) for name, label in labels.items()]
+    labels, found = listed() if name == "imagenet" else validation(), by_id(tree.root, files)
+    whole = [FileExample(example, label, found.get(example, f"{example}.JPEG")) for example, label in labels.items()]
     missing = [example for example in whole if example.id not in found]
     there = [example for example in whole if example.id in found]
     if missing and (limit is None or not there):
         what = f"{len(missing)} of {len(whole)} missing ({first_few([example.id for example in missing])})"
         expected = "all images of the protocol's list"
         advice = "Complete the folder, or give `limit` to run on those that are there, marked unofficial."
-        raise DataError(complaint(str(root), "images", what, expected, advice if there else ""))
+        raise DataError(complaint(str(tree.root), "images", what, expected, advice if there else ""))
     wanted = whole[:limit]
     examples = whole if all(example.id in found for example in wanted) else there
-    return FileSource("imagenet", root, examples, wnids(), decoder, missing)
+    return FileSource(name, tree.root, examples, wnids(), decoder, missing, tree)
 
 
-def _by_id(root: Path, files: Sequence[str]) -> dict[str, str]:
+def by_id(root: Path, files: Sequence[str]) -> dict[str, str]:
+    """Path of each validation image by its id; files of other names are left out.
+
+    Raises:
+      DataError: an image is there twice.
+    """
     found: dict[str, str] = {}
     for file in files:
         name = id_of(Path(file).name)
@@ -99,7 +122,8 @@ def _by_id(root: Path, files: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def _foreign_images(root: Path, files: Sequence[str], decoder: Decoder) -> FileSource:
+def _foreign_images(tree: Tree, files: Sequence[str], decoder: Decoder) -> FileSource:
+    root = tree.root
     flat = [file for file in files if "/" not in file]
     if len(flat) == len(files):
         labels = read_labels(root, flat)
@@ -110,4 +134,4 @@ def _foreign_images(root: Path, files: Sequence[str], decoder: Decoder) -> FileS
         rank = {wnid: label for label, wnid in enumerate(wnids())}
         labels = {file: rank[file.split("/")[0]] for file in files}
     examples = [FileExample(file, label, file) for file, label in labels.items()]
-    return FileSource("folder", root, in_order_of_hash(examples, where=str(root)), wnids(), decoder)
+    return FileSource("folder", root, in_order_of_hash(examples, where=str(root)), wnids(), decoder, tree=tree)

@@ -1,6 +1,6 @@
-"""The 1,000 classes of ImageNet, and the 5,000 images of its validation set that protocols use.
+"""The 1,000 classes of ImageNet, the images of its validation set, and the 5,000 of them that attacks face.
 
-The list is RobustBench's. With the 50,000 files sorted by `wnid/name`, it is what `torch.manual_seed(0)`, two int64
+These are RobustBench's: with the 50,000 files sorted by `wnid/name`, what `torch.manual_seed(0)`, two int64
 draws and `torch.randperm(50000)[:5000]` give; 997 classes occur in it.
 """
 
@@ -10,10 +10,12 @@ import importlib.resources
 import re
 from functools import cache
 
+from robench.data.source import by_hash
 from robench.errors import DataError, complaint
 
 _SHA256 = {
     "val_5000.txt.gz": "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574",
+    "val_classes.txt.gz": "98a8901d9451abefb286c3a7f2ac88321a17d691fa44809acbbf1e7f77187a7d",
     "wnids.txt.gz": "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
 }
 """Of the uncompressed lines, joined by newlines, without a final one."""
@@ -42,6 +44,23 @@ def listed() -> dict[str, int]:
     rank = {wnid: label for label, wnid in enumerate(wnids())}
     pairs = (line.split("/") for line in _lines("val_5000.txt.gz"))
     return {name.removesuffix(".JPEG"): rank[wnid] for wnid, name in pairs}
+
+
+@cache
+def validation() -> dict[str, int]:
+    """Label of each of the 50,000 images of the validation set by its id, in the order of SHA-256 of the ids.
+
+    Raises:
+      DataError: the shipped list was changed.
+    Example:
+      >>> len(validation()), next(iter(validation().items()))
+      (50000, ('ILSVRC2012_val_00049325', 925))
+    """
+    labels = {
+        f"ILSVRC2012_val_{number:08d}": int(label) for number, label in enumerate(_lines("val_classes.txt.gz"), 1)
+    }
+    ids = list(labels)
+    return {ids[position]: labels[ids[position]] for position in by_hash(ids)}
 
 
 def id_of(file: str) -> str | None:

@@ -110,9 +110,22 @@ def paint(draws: Draws, labels: Sequence[int], size: int = 64, *, swap_texture: 
     return np.stack(images)
 
 
-def _paint_one(label: int, size: int, dice: _Dice, noise: NDArray[np.int64], swap_texture: bool) -> NDArray[np.uint8]:
+def worn_textures(draws: Draws, labels: Sequence[int], *, swap_texture: bool = False) -> list[int]:
+    """The number of the texture that each shape of `paint` wears."""
+    words = draws.bits("mini/parameters", 64).numpy()
+    return [_worn(label, _Dice(each), swap_texture) for label, each in zip(labels, words, strict=True)]
+
+
+def _worn(label: int, dice: _Dice, swap_texture: bool) -> int:
+    """The texture of a shape, by the first two draws of its image."""
     agrees, other = dice.between(1, 100) <= TEXTURE_AGREES, dice.between(0, CLASSES - 1)
-    worn = (label + 1 + other % (CLASSES - 1)) % CLASSES if swap_texture else label if agrees else other
+    if swap_texture:
+        return (label + 1 + other % (CLASSES - 1)) % CLASSES
+    return label if agrees else other
+
+
+def _paint_one(label: int, size: int, dice: _Dice, noise: NDArray[np.int64], swap_texture: bool) -> NDArray[np.uint8]:
+    worn = _worn(label, dice, swap_texture)
     contrast = dice.between(8, 16) * dice.between(8, 16) * dice.between(8, 16) // CONTRAST_DIVISOR
     middle = np.array([dice.between(80, 176) for _ in range(3)])
     apart = np.array([contrast * dice.between(96, 160) // 128 * (2 * dice.between(0, 1) - 1) for _ in range(3)])

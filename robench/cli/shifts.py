@@ -1,0 +1,50 @@
+"""What a terminal shows of results without an attack: cells, derived numbers, and effective robustness."""
+
+from collections.abc import Sequence
+
+from rich.table import Column, Table
+from rich.text import Text
+
+from robench.cli.screen import out
+from robench.comparison import effective_robustness
+from robench.result import Derived, Result
+
+
+def grid(result: Result, title: str) -> Table:
+    """Accuracy in every cell, a row for each corruption."""
+    cells = [metric for metric in result.metrics if metric.group == "cell"]
+    whole = {metric.name: metric for metric in result.metrics if metric.group == "corruption"}
+    severities = sorted({metric.name.rpartition("/")[2] for metric in cells})
+    by_name = {metric.name: metric for metric in cells}
+    found = Table(title=Text(f"{title}: accuracy, %", style="table.title"), title_justify="left")
+    found.add_column("corruption")
+    for column in (*severities, "mean"):
+        found.add_column(column, justify="right")
+    for name, metric in whole.items():
+        values = [by_name[f"{name}/{severity}"].value for severity in severities]
+        found.add_row(name, *(f"{100 * value:.1f}" for value in (*values, metric.value)))
+    return found
+
+
+def derived_table(derived: Sequence[Derived]) -> Table:
+    """Numbers that are no shares of right answers."""
+    found = Table("number", "value", "95 % interval", Column("of", overflow="fold"))
+    for each in derived:
+        interval = "none"
+        if each.interval is not None:
+            interval = f"[{100 * each.interval[0]:.1f}, {100 * each.interval[1]:.1f}]"
+        found.add_row(each.name, f"{100 * each.value:.1f}", Text(interval), Text(each.note))
+    return found
+
+
+def show_effective_robustness(results: Sequence[Result]) -> None:
+    """Set each shifted result beside the clean one of the same call, where there is a line for it."""
+    clean = next((result for result in results if result.protocol.id == "imagenet-val"), None)
+    if clean is None:
+        return
+    for result in results:
+        if result is not clean and (found := effective_robustness(result, clean)) is not None:
+            points = f"{100 * found.value:+.1f} points"
+            if found.interval is not None:
+                points += f" [{100 * found.interval[0]:+.1f}, {100 * found.interval[1]:+.1f}]"
+            out.print(f"{result.protocol.id}: effective robustness {points}, above {found.note}", markup=False)

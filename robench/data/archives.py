@@ -1,0 +1,175 @@
+"""Archives that are read as they were published: an index of their members, and the bytes of each.
+
+A tar is read once from end to end for the offsets of its members, and then in any order; a zip has its own index. A
+compressed tar cannot be read in any order: it is unpacked into one temporary tar, which is gone with the process.
+
+Not here: what the members are (`trees` and the data sets).
+"""
+
+import gzip
+import hashlib
+import os
+import shutil
+import tarfile
+import tempfile
+import zipfile
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from robench.errors import DataError, complaint
+
+SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
+PUBLISHED_MD5 = {
+    "imagenet-a.tar": "c3e55429088dc681f30d81f4726b6595",
+    "imagenet-r.tar": "a61312130a589d0ca1a8fca1f2bd3337",
+    "blur.tar": "2d8e81fdd8e07fef67b9334fa635e45c",
+    "digital.tar": "89157860d7b10d5797849337ca2e5c03",
+    "extra.tar": "d492dfba5fc162d8ec2c3cd8ee672984",
+    "noise.tar": "e80562d7f6c3f8834afb1ecf27252745",
+    "weather.tar": "33ffea4db4d93fe4a428c40a6ce0c25d",
+}
+"""Of ImageNet-A, ImageNet-R and the parts of ImageNet-C (Zenodo 2235448), as their authors state them."""
+_HEADER = 512
+"""Bytes before the content of a member of a tar."""
+
+
+class Bytes(Protocol):
+    """What has bytes to read: a path, or a member of an archive."""
+
+    def read_bytes(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class TarMember:
+    """A member of a tar, by the offset of its header."""
+
+    archive: Path
+    offset: int
+
+    def read_bytes(self) -> bytes:
+        with self.archive.open("rb") as file:
+            file.seek(self.offset)
+            header = tarfile.TarInfo.frombuf(file.read(_HEADER), tarfile.ENCODING, "surrogateescape")
+            return file.read(header.size)
+
+
+@dataclass(frozen=True)
+class ZipMember:
+    """A member of a zip."""
+
+    archive: Path
+    name: str
+
+    def read_bytes(self) -> bytes:
+        return _opened(self.archive, os.getpid()).read(self.name)
+
+
+@lru_cache(maxsize=4)
+def _opened(archive: Path, process: int) -> zipfile.ZipFile:
+    """A zip, opened once in each process: forked ones would share the place they read at."""
+    return zipfile.ZipFile(archive)
+
+
+@dataclass
+class _Directory:
+    """Members of one directory: names, and for each its offset or place; sorted by name once it is whole."""
+
+    names: list[str] = field(default_factory=list)
+    places: "array[int]" = field(default_factory=lambda: array("q"))
+
+    def sort(self) -> None:
+        order = sorted(range(len(self.names)), key=self.names.__getitem__)
+        self.names = [self.names[at] for at in order]
+        self.places = array("q", (self.places[at] for at in order))
+
+
+class Archive:
+    """The members of one archive, by directory.
+
+    A place and a pointer to a shared name are kept of each member, so that millions of them fit into memory.
+
+    Args:
+      path: of the archive.
+    Raises:
+      DataError: it cannot be read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._zip = path.suffix == ".zip"
+        self.directories: dict[str, _Directory] = {}
+        shared: dict[str, str] = {}
+        self._plain: Path = path
+        try:
+            if not self._zip and path.suffix in (".gz", ".tgz"):
+                self._plain = self._unpacked(path)
+            for name, place in self._members():
+                folder, _, last = name.removeprefix("./").rpartition("/")
+                directory = self.directories.setdefault(folder, _Directory())
+                directory.names.append(shared.setdefault(last, last))
+                directory.places.append(place)
+        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+            found = f"unreadable ({error})"
+            raise DataError(
+                complaint(str(path), "archive", found, "a whole tar or zip", "Download it again.")
+            ) from error
+        for directory in self.directories.values():
+            directory.sort()
+
+    def member(self, folder: str, name: str) -> TarMember | ZipMember | None:
+        """A member by its directory and name; None: there is none."""
+        directory = self.directories.get(folder)
+        if directory is None:
+            return None
+        at = bisect_left(directory.names, name)
+        if at == len(directory.names) or directory.names[at] != name:
+            return None
+        if self._zip:
+            return ZipMember(self.path, f"{folder}/{name}" if folder else name)
+        return TarMember(self._plain, directory.places[at])
+
+    def _members(self) -> Iterator[tuple[str, int]]:
+        if self._zip:
+            with zipfile.ZipFile(self.path) as file:
+                yield from ((info.filename, 0) for info in file.infolist() if not info.is_dir())
+            return
+        with tarfile.open(self._plain, "r:") as tar:
+            while (info := tar.next()) is not None:
+                if info.isfile():
+                    yield info.name, info.offset_data - _HEADER
+                tar.members.clear()  # type: ignore[attr-defined]  # which it would keep, all of them
+
+    def _unpacked(self, path: Path) -> Path:
+        self._temporary = tempfile.NamedTemporaryFile(prefix="robench-", suffix=".tar")  # noqa: SIM115  # lives with us
+        with gzip.open(path) as packed:
+            shutil.copyfileobj(packed, self._temporary, 1 << 20)
+        self._temporary.flush()
+        return Path(self._temporary.name)
+
+
+def is_archive(path: Path) -> bool:
+    """Whether a file of this name is taken for an archive."""
+    return not path.name.startswith(".") and path.name.endswith(SUFFIXES)
+
+
+def as_published(path: Path) -> bool | None:
+    """Whether an archive is the one that was published under its name; None: no digest of that is known."""
+    expected = PUBLISHED_MD5.get(path.name)
+    if expected is None:
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "md5").hexdigest() == expected
+
+
+def archives_of(root: Path) -> Sequence[Path]:
+    """The archives that a path names: itself, or those side by side in a folder without sub-folders."""
+    if root.is_file():
+        return [root] if is_archive(root) else []
+    if not root.is_dir() or any(path.is_dir() and not path.name.startswith(".") for path in root.iterdir()):
+        return []
+    return sorted(path for path in root.iterdir() if is_archive(path))

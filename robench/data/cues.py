@@ -1,0 +1,77 @@
+"""The cue-conflict images: the shape of one category in the texture of another, named `airplane1-bicycle2.png`.
+
+Not here: the scores.
+
+References:
+  Geirhos et al. 2019, "ImageNet-trained CNNs are biased towards texture", arXiv:1811.12231.
+"""
+
+import re
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from robench.data.categories import categories
+from robench.data.decoding import Decoder
+from robench.data.files import FileExample, FileSource
+from robench.data.folder import in_order_of_hash
+from robench.data.imagenet.listing import wnids
+from robench.data.imagenet.shifts import descend
+from robench.data.trees import Tree, open_tree
+from robench.errors import DataError, complaint, first_few
+
+_NAME = re.compile(r"([a-z]+)[0-9]+-([a-z]+)[0-9]+\.png")
+_EXPECTED = "the cue-conflict images, as <shape>/<shape><n>-<texture><n>.png"
+
+
+@dataclass(frozen=True)
+class CueSource(FileSource):
+    """Images with the category of their texture; labels are those of their shape."""
+
+    textures_by_id: dict[str, int] = field(default_factory=dict, repr=False)
+
+    @property
+    def classes(self) -> int:
+        """Number of logits, over whose categories a decision is made."""
+        return len(wnids())
+
+    @cached_property
+    def textures(self) -> list[int]:
+        """Category of each texture, in the order of the examples."""
+        return [self.textures_by_id[example.id] for example in self.examples]
+
+
+def open_cues(root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> CueSource:
+    """All cue-conflict images, by the hash of their names.
+
+    Args:
+      root: the folder with the 16 folders of shapes, above it, or an archive.
+      decoder: how files become images.
+      limit: how many examples are wanted; None: no category may be missing.
+      any_classes: not used: categories are known by their names.
+    Raises:
+      DataError: there are no such images, a file has another name, or a category is missing.
+    """
+    names = list(categories("sixteen"))
+    tree, folders = descend(open_tree(root, _EXPECTED), names.__contains__)
+    files = [f"{folder}/{file}" for folder in folders if folder in names for file in tree.contents(folder)[1]]
+    if not files:
+        raise DataError(complaint(str(root), "data", "without images of the 16 categories", _EXPECTED))
+    missing = [name for name in names if name not in folders]
+    if missing and limit is None:
+        found = f"{len(missing)} of 16 missing ({first_few(missing, 16)})"
+        raise DataError(complaint(str(root), "categories", found, "a folder for each category", "Complete the data."))
+    found_pairs = {file: _parse(tree, file, names) for file in files}
+    examples = [FileExample(file.split("/")[1], shape, file) for file, (shape, _) in found_pairs.items()]
+    textures = {file.split("/")[1]: texture for file, (_, texture) in found_pairs.items()}
+    ordered = in_order_of_hash(examples, where=str(root))
+    return CueSource("cue-conflict", tree.root, ordered, names, decoder, tree=tree, textures_by_id=textures)
+
+
+def _parse(tree: Tree, file: str, names: list[str]) -> tuple[int, int]:
+    """Categories of shape and texture, from the name of a file."""
+    folder, _, name = file.partition("/")
+    found = _NAME.fullmatch(name)
+    if not found or found[1] != folder or found[2] not in names:
+        raise DataError(complaint(str(tree.root), "file", repr(file), "<shape>/<shape><n>-<texture><n>.png"))
+    return names.index(found[1]), names.index(found[2])
