@@ -266,7 +266,8 @@ BAD_CALLS: list[tuple[dict[str, Any], type[RobenchError], str]] = [
     (
         {"data": 7},
         DataError,
-        "robench: `data` is int; expected a folder, a pair (images, labels), or a robench.data.Source.",
+        "robench: `data` is int; expected a folder, `hf-hub:org/name`, a pair (images, labels), or a "
+        "robench.data.Source.",
     ),
     (
         {"data": (random_images(20) * 255, [0] * 20)},

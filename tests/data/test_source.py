@@ -101,7 +101,8 @@ def test_data_is_opened_by_what_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("data", [[torch.zeros(2, 3, 4, 4), [0, 1]], 3, (1, 2, 3), object()])
 def test_what_is_no_data_is_refused(data: Any) -> None:
-    message = rf"^robench: `data` is {type(data).__name__}; expected a folder, a pair \(images, labels\), or a "
+    kind = type(data).__name__
+    message = rf"^robench: `data` is {kind}; expected a folder, `hf-hub:org/name`, a pair \(images, labels\), or a "
     with pytest.raises(DataError, match=message):
         open_source("mini", data, resize=None, crop=4)
 
