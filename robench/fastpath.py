@@ -214,6 +214,14 @@ def cpu_slots(images: Tensor) -> int:
     return 128 if images.shape[2] * images.shape[3] <= SMALL else 64
 
 
+def slots_for(classifier: Classifier, images: Tensor) -> int:
+    """How many examples of the size of these images are attacked at a time on the classifier's device."""
+    if classifier.device.type == "cpu":
+        return cpu_slots(images)
+    rows = images.to(classifier.device)
+    return best_batch_size(lambda size: pass_rate(classifier, repeated(rows, size)))
+
+
 def best_batch_size(measure: Callable[[int], float], *, start: int = 32, most: int = 1024, gain: float = 1.05) -> int:
     """The largest batch that fits and pays: doubled for as long as images per second grow.
 

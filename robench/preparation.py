@@ -33,16 +33,7 @@ from robench.door import (
     with_textures,
 )
 from robench.errors import DataError, ModelError, RobenchError, RunError, complaint
-from robench.fastpath import (
-    COMPILED,
-    MEASURES,
-    FastPath,
-    best_batch_size,
-    cpu_slots,
-    pass_rate,
-    quicken,
-    repeated,
-)
+from robench.fastpath import COMPILED, MEASURES, FastPath, quicken, slots_for
 from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered
@@ -224,7 +215,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             fast_path=fast.measures,
             caveats=tuple(caveats),
         )
-        slots = request.batch_size or _slots(fast.classifier, batch)
+        slots = request.batch_size or slots_for(fast.classifier, batch)
         yield Prepared(protocol, stages, budget, classifier, fast, source, batch, plan, slots, reference)
 
 
@@ -260,14 +251,6 @@ def _check_asked_once(protocol: Protocol, argument: str, found: str, error: type
     if protocol.score.asks is not None:
         expected = f"nothing of it under {protocol.exact_name}, which asks the model {protocol.score.asks} times"
         raise error(complaint("evaluate", argument, found, expected))
-
-
-def _slots(classifier: Classifier, batch: Tensor) -> int:
-    """Examples attacked at a time where the caller does not say."""
-    if classifier.device.type == "cpu":
-        return cpu_slots(batch)
-    rows = batch.to(classifier.device)
-    return best_batch_size(lambda size: pass_rate(classifier, repeated(rows, size)))
 
 
 def check_numbers(request: Request) -> None:

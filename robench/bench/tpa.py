@@ -16,12 +16,12 @@ from robench.attacks.drive import Stage, drive
 from robench.attacks.tpa import TPA
 from robench.bench.measurement import Measurement, Settings, Stopwatch
 from robench.bench.patch_loop import LEAST_ROUNDS, attack_by_loop
-from robench.bench.scene import SLOTS, examples_of, mean_pace, pace, scene
+from robench.bench.scene import examples_of, mean_pace, pace, scene
 from robench.budgets import PatchArea
 from robench.classifier import Classifier, Passes
 from robench.data.textures import mini_textures
 from robench.errors import DataError, complaint
-from robench.fastpath import best_batch_size, pass_rate, quicken, repeated
+from robench.fastpath import cpu_slots, quicken, slots_for
 
 BUDGET = PatchArea(1 / 10, patches=4)
 ROUNDS, QUERIES = 25, 100
@@ -38,9 +38,9 @@ def measure_tpa(settings: Settings) -> Measurement:
     model, images, labels = model.to(device), images.to(device), labels.to(device)
     attack = TPA("mini", mini_textures().sha256, rounds=ROUNDS, queries=QUERIES)
     own = Classifier(model, name=settings.model)
-    faster = quicken(own, images[:SLOTS], gradients=False)
+    faster = quicken(own, images[: cpu_slots(images)], gradients=False)
     assert faster.classifier.module is not None, "a bench runs on modules"
-    slots = _slots(faster.classifier, images)
+    slots = slots_for(faster.classifier, images)
     peers = {"loop": LEAST_ROUNDS, "loop that stops at once": 1}
     robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
     shares, rates, queries = [], [], []
@@ -108,13 +108,6 @@ def _ours(
     for finished in drive([Stage(attack)], faster, source, budget=BUDGET, seed=seed, slots=slots, confirm=own):
         robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
     return _Ours(robust, faster.passes.forward, own.passes.forward, time.perf_counter() - began)
-
-
-def _slots(classifier: Classifier, images: Tensor) -> int:
-    """Examples attacked at a time, as `robench.evaluate` has it."""
-    if classifier.device.type == "cpu":
-        return SLOTS
-    return best_batch_size(lambda size: pass_rate(classifier, repeated(images, size)))
 
 
 def _mean(verdicts: list[Tensor]) -> float:

@@ -83,7 +83,7 @@ def examine(place: Place, rules: Rules) -> tuple[Claim | None, list[Finding]]:
         findings.append(Finding("RB402", place.file(OUTCOMES), "", "no outcomes", f"{protocol.data.count}"))
     if not outcomes:
         return None, findings
-    labels = rules.labels.get(protocol.data.ids_sha256)
+    labels = rules.labels.get(protocol.data.ids_sha256 or "")
     if labels is None:
         findings.append(Finding("RB606", place.file(), "", "no line in labels.lock", f"one for {protocol.data.source}"))
     findings += check_arithmetic(place, result, protocol, outcomes=outcomes, digest=digest, labels=labels)
