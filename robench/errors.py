@@ -61,12 +61,14 @@ def complaint(where: str, argument: str, value: object, expected: str, advice: s
     return f"{message} {advice}" if advice else message
 
 
-def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """Return `Did you mean ...?` for a name that is nearly one of `known`, else list them."""
+def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = None) -> str:
+    """Return `Did you mean ...?` for a name that is nearly one of `known`, else `otherwise`, else list them."""
     names = sorted(known)
     close = get_close_matches(name, names, n=3, cutoff=0.6)
     if close:
         return f"Did you mean {' or '.join(f'`{match}`' for match in close)}?"
+    if otherwise is not None:
+        return otherwise
     return f"Known: {', '.join(names)}." if names else ""
 
 

@@ -32,6 +32,7 @@ from robench.result import (
     read_result,
 )
 from robench.runs import Plan, PlannedData
+from robench.training.recipe import TABLES, Recipe
 from tests.fakes import small_net
 from tests.page import Reader, blocks, form, matches
 
@@ -172,6 +173,12 @@ def test_every_key_of_a_protocol_is_explained() -> None:
     for attack in attacks:
         keys |= {f"attack.{field.name}" for field in dataclasses.fields(attack)}
     assert keys - _named("write-a-protocol.md") == set()
+
+
+def test_every_key_of_a_recipe_is_explained() -> None:
+    places = {place: table for place, table in TABLES.items() if place}
+    keys = {f"{place}.{key}" for place, table in places.items() for key in table.model_fields} | _keys(Recipe)
+    assert keys - set(places) - _named("recipes.md") == set()
 
 
 # --- the table of what is refused

@@ -36,25 +36,39 @@ class _Screen:
         self._bar.stop()
 
 
+def _print_list() -> None:
+    from robench.training import bundled_recipes, resolve_recipe
+
+    table = Table()
+    for heading in ("recipe", "epochs", "trained against"):
+        table.add_column(heading, no_wrap=True)
+    table.add_column("extends", overflow="fold")
+    for name in bundled_recipes():
+        resolved = resolve_recipe(name)
+        adversary = resolved.recipe.adversary
+        against = f"PGD-{adversary.steps}, {adversary.norm} {adversary.epsilon}" if adversary else "-"
+        table.add_row(name, str(resolved.recipe.schedule.epochs), against, "".join(resolved.lineage[:1]))
+    out.print(table)
+
+
 def train(
-    recipe: Annotated[
-        str | None, typer.Argument(help="Name of a bundled recipe or a TOML file; none lists them.")
-    ] = None,
+    recipe: Annotated[str | None, typer.Argument(help="Name of a bundled recipe or a TOML file.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the bundled recipes, as without a recipe.")] = False,
+    show: Annotated[
+        bool, typer.Option("--show", help="Print the whole recipe, with the origin of every value, and stop.")
+    ] = False,
     folder: Annotated[Path, typer.Option("--out", help="Where checkpoint, log and weights go.")] = Path("trained"),
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default what torch chooses.")] = None,
 ) -> None:
     """Train a model by a recipe; the same call again goes on where it was stopped."""
-    from robench.training import bundled_recipes, load_recipe
+    from robench.training import resolve_recipe
 
-    if recipe is None:
-        table = Table("recipe", "architecture", "epochs", "trained against")
-        for name in bundled_recipes():
-            each = load_recipe(name)
-            against = (
-                f"PGD-{each.adversary.steps}, {each.adversary.norm} {each.adversary.epsilon}" if each.adversary else "-"
-            )
-            table.add_row(name, each.architecture, str(each.schedule.epochs), against)
-        out.print(table)
+    if list_ or recipe is None:
+        _print_list()
+        return
+    resolved = resolve_recipe(recipe)
+    if show:
+        out.print(resolved.as_toml(), markup=False, highlight=False, soft_wrap=True)
         return
     import torch
 
@@ -66,7 +80,7 @@ def train(
     screen = _Screen()
     try:
         provenance = {"environment": environment(), "threads": torch.get_num_threads()}
-        weights = follow(load_recipe(recipe), folder, provenance=provenance, watcher=screen)
+        weights = follow(resolved.recipe, folder, provenance=provenance, watcher=screen)
     except KeyboardInterrupt:
         screen.end()
         err.print("Interrupted; the same command goes on after the last whole epoch.")

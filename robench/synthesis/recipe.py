@@ -4,12 +4,14 @@ Not here: what follows it (`build`).
 """
 
 import importlib.resources
+import tomllib
 from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
 
-from robench.training.recipe import Table, digest_of, find_recipe, read_recipe
+from robench.errors import RecipeError, complaint, did_you_mean
+from robench.training.recipe import Table, digest_of, parse_as
 
 
 class ImagesRecipe(Table):
@@ -93,4 +95,15 @@ def load_recipe(name: str | Path) -> TextureRecipe:
     Raises:
       RecipeError: there is no such recipe, or a key is wrong; file and key are named.
     """
-    return read_recipe(find_recipe(name, bundled_recipes(), where="robench textures build"), TextureRecipe)
+    text, bundled = str(name), bundled_recipes()
+    if text not in bundled and not text.endswith(".toml"):
+        found, advice = f"`{text}`", did_you_mean(text, bundled)
+        raise RecipeError(
+            complaint("robench textures build", "recipe", found, "a recipe's name or a TOML file", advice)
+        )
+    path = bundled.get(text, Path(text))
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise RecipeError(complaint(str(path), "file", f"unreadable ({error})", "a recipe in TOML")) from error
+    return parse_as(TextureRecipe, content, where=path.name)

@@ -1,6 +1,7 @@
 """Reference training: recipes in, weights and a log out."""
 
+from robench.training.catalogue import bundled_recipes, load_recipe, resolve_recipe
 from robench.training.loop import Watcher, train
-from robench.training.recipe import Recipe, bundled_recipes, load_recipe
+from robench.training.recipe import Recipe
 
-__all__ = ["Recipe", "Watcher", "bundled_recipes", "load_recipe", "train"]
+__all__ = ["Recipe", "Watcher", "bundled_recipes", "load_recipe", "resolve_recipe", "train"]

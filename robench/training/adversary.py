@@ -55,7 +55,7 @@ def adversarial_images(
     if strength == 0:
         return images
     epsilon, step_size = (float(fraction(text)) * strength for text in (recipe.epsilon, recipe.step_size))
-    attack = PGD(step_size=step_size, steps=recipe.steps)
+    attack = PGD(step_size=step_size, steps=recipe.steps, start_probability=_start_probability(recipe, generator))
     budget = BUDGETS[recipe.norm](epsilon)
     examples = Examples(images, labels, logits=torch.zeros(len(images), 0))
     state = attack.start(examples, budget, BatchDraws(generator, len(images)))
@@ -69,6 +69,13 @@ def adversarial_images(
             (gradient,) = torch.autograd.grad(values.sum(), leaf)
             state = attack.tell(state, Answer(logits.detach(), values.detach(), gradient))
     return state.iterate
+
+
+def _start_probability(recipe: AdversaryRecipe, generator: torch.Generator) -> float:
+    """Chance that an example of this batch starts at a random point."""
+    if recipe.start == "normal-coin":
+        return float(torch.randn((), generator=generator) > recipe.start_from_clean)
+    return 1 - recipe.start_from_clean
 
 
 @contextmanager
@@ -86,4 +93,5 @@ def _in_eval_mode(model: nn.Module) -> Iterator[None]:
 def probe(recipe: AdversaryRecipe, steps: int) -> AdversaryRecipe:
     """The same budget attacked with this many steps, which together are 2.5 radii long."""
     step_size = fraction(recipe.epsilon) * 5 / (2 * steps)
-    return recipe.model_copy(update={"steps": steps, "step_size": str(step_size)})
+    start = {"start": "uniform", "start_from_clean": 0.0}
+    return recipe.model_copy(update={"steps": steps, "step_size": str(step_size), **start})

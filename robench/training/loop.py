@@ -15,18 +15,19 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
+from pydantic import BaseModel
 from safetensors.torch import save_file
-from timm.optim import create_optimizer_v2
-from timm.scheduler import create_scheduler_v2
-from timm.scheduler.scheduler import Scheduler
 from torch import Tensor, nn
 
 from robench.data import mini
-from robench.errors import RecipeError, complaint, did_you_mean
+from robench.errors import RecipeError, complaint
 from robench.training.adversary import adversarial_images, probe
+from robench.training.construction import build_model, build_optimizer
 from robench.training.recipe import Recipe
-from robench.zoo import ARCHITECTURES, MODELS, load_model
+from robench.training.schedules import LearningRate
 
+NOT_FOLLOWED = ("accumulation", "precision", "augmentation", "mixing", "ema", "distillation")
+"""Keys of recipes for photographs, which this loop, over the mini suite on one processor, does not follow."""
 PROBE_STEPS = 10
 PROBE_EXAMPLES = 256
 """Adversarial accuracy is watched on this many validation images, with this many steps of PGD."""
@@ -59,9 +60,10 @@ def train(recipe: Recipe, folder: Path, *, provenance: dict[str, Any], watcher: 
     Returns:
       The weights file.
     Raises:
-      RecipeError: architecture or start are unknown, or the folder cannot be written, or holds another
-        recipe's checkpoint.
+      RecipeError: the recipe asks for what this version does not do, architecture or start are unknown, or the
+        folder cannot be written, or holds another recipe's checkpoint.
     """
+    _refuse_what_is_not_followed(recipe)
     weights = folder / f"{recipe.name}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -89,28 +91,13 @@ class _Training:
         self.recipe = recipe
         self.checkpoint = folder / f"{recipe.name}.checkpoint"
         self.log = folder / f"{recipe.name}.jsonl"
-        self.model = _initial_model(recipe)
-        self.optimizer = create_optimizer_v2(
-            self.model,
-            opt=recipe.optimizer.name,
-            lr=recipe.optimizer.lr,
-            weight_decay=recipe.optimizer.weight_decay,
-            momentum=recipe.optimizer.momentum,
-        )
+        self.model = build_model(recipe)
+        self.optimizer = build_optimizer(recipe, self.model)
         self.steps_per_epoch = recipe.data.examples // recipe.batch_size
         if self.steps_per_epoch == 0:
             expected = f"at most `data.examples`, {recipe.data.examples}"
             raise RecipeError(complaint(recipe.name, "batch_size", recipe.batch_size, expected))
-        self.scheduler: Scheduler = create_scheduler_v2(
-            self.optimizer,
-            sched="cosine",
-            num_epochs=recipe.schedule.epochs,
-            warmup_epochs=recipe.schedule.warmup_epochs,
-            warmup_lr=recipe.optimizer.lr / 100,
-            min_lr=recipe.schedule.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=self.steps_per_epoch,
-        )[0]
+        self.learning_rate = LearningRate(recipe.schedule, self.optimizer, updates=self.steps_per_epoch)
         arrays = mini.validation_set(recipe.data.validation)
         self.validation = torch.from_numpy(arrays[0]).float() / 255, torch.from_numpy(arrays[1])
         self.finished_epochs = 0
@@ -132,7 +119,7 @@ class _Training:
         for step in range(self.steps_per_epoch):
             rows = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
             update = epoch * self.steps_per_epoch + step
-            self.scheduler.step_update(update)
+            self.learning_rate.set(update)
             loss = self._learn(images[rows].float() / 255, labels[rows], update, generator)
             total += loss
             on_step(epoch, step, loss)
@@ -182,7 +169,7 @@ class _Training:
 
     def _save(self, finished_epochs: int, line: dict[str, Any]) -> None:
         temporary = self.checkpoint.with_suffix(".tmp")
-        content = {
+        content: dict[str, Any] = {
             "recipe": self.recipe.digest,
             "finished_epochs": finished_epochs,
             "model": self.model.state_dict(),
@@ -213,20 +200,16 @@ class _Training:
         self.log.write_text(content["log"])
 
 
-def _initial_model(recipe: Recipe) -> nn.Module:
-    if recipe.architecture not in ARCHITECTURES:
-        advice = did_you_mean(recipe.architecture, ARCHITECTURES)
-        raise RecipeError(complaint(recipe.name, "architecture", f"`{recipe.architecture}`", "a known one", advice))
-    torch.manual_seed(recipe.seed)
-    model = ARCHITECTURES[recipe.architecture]()
-    if recipe.start_from is not None:
-        fitting = [name for name, architecture in MODELS.items() if architecture == recipe.architecture]
-        if recipe.start_from not in fitting:
-            advice = did_you_mean(recipe.start_from, fitting)
-            expected = f"a bundled model of architecture `{recipe.architecture}`"
-            raise RecipeError(complaint(recipe.name, "start_from", f"`{recipe.start_from}`", expected, advice))
-        model.load_state_dict(load_model(recipe.start_from).state_dict())
-    return model
+def _refuse_what_is_not_followed(recipe: Recipe) -> None:
+    if recipe.data.source != "mini":
+        advice = "This version trains on the mini suite alone; recipes for photographs can be read and built."
+        raise RecipeError(complaint(recipe.name, "data.source", f"`{recipe.data.source}`", "`mini`", advice))
+    for key in NOT_FOLLOWED:
+        value = getattr(recipe, key)
+        if value != Recipe.model_fields[key].default:
+            found = "a table" if isinstance(value, BaseModel) else value
+            advice = "This version does not follow it."
+            raise RecipeError(complaint(recipe.name, key, found, "a recipe without it", advice))
 
 
 def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:

@@ -16,13 +16,19 @@ from torch import nn
 
 from robench.errors import ModelError, complaint, did_you_mean
 from robench.hub import SCHEME, Hub, parse
-from robench.zoo import timm_models
+from robench.zoo import deit, resnet_rs, roadmap, spach, timm_models
 from robench.zoo.mini import ARCHITECTURES, MODELS
 from robench.zoo.normalised import Normalised
 from robench.zoo.own_code import call_function
+from robench.zoo.registration import register
 from robench.zoo.state import fill
 
-__all__ = ["ARCHITECTURES", "MODELS", "Loaded", "Normalised", "load_model", "resolve"]
+__all__ = ["ARCHITECTURES", "MODELS", "NETWORKS", "Loaded", "Normalised", "load_model", "resolve"]
+
+NETWORKS = {**deit.NETWORKS, **resnet_rs.NETWORKS, **roadmap.NETWORKS, **spach.NETWORKS}
+"""What timm cannot build by a name of its own; `timm.create_model` knows them once this package is imported."""
+for _name, _network in NETWORKS.items():
+    register(_name, _network)
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from robench.cli.main import app, main
 from robench.errors import RobenchError
 from robench.registry import list_protocols, shipped_folder
 from robench.result import read_result
-from robench.training import bundled_recipes
+from robench.training import bundled_recipes, load_recipe
 from tests.training.test_recipe import TINY
 
 OWN = '''
@@ -244,6 +244,10 @@ def test_main_turns_an_error_into_one_message(
         ),
         (["compare", "a", "b"], r"^a: `result\.json` is missing; expected a finished run\. Finish the run first: "),
         (["train", "mini-resnt"], r"^robench train: `recipe` is `mini-resnt`; .* Did you mean `mini-resnet`"),
+        (
+            ["train", "deit-s"],
+            r"^deit-s: `data\.source` is `imagenet`; expected `mini`\. This version trains on the mini",
+        ),
         (
             ["train", "none.toml"],
             r"^none\.toml: `file` is unreadable \(.*No such file.*\); expected a recipe in TOML\.$",
@@ -515,6 +519,26 @@ def test_train_without_a_recipe_lists_them() -> None:
         assert stdout.count(f"│ {name} ") >= 1
     assert "PGD-2, linf 4/255" in stdout
     assert not Path("trained").exists()
+
+
+def test_train_lists_recipes_with_what_they_extend() -> None:
+    code, stdout, stderr = _invoke("train", "--list")
+    assert (code, stderr, stdout) == (0, "", _invoke("train")[1])
+    (row,) = re.findall(r"│ deit-s-adv-coin .*", stdout)
+    cells = [cell.strip() for cell in row.strip("│").split("│")]
+    assert cells == ["deit-s-adv-coin", "100", "PGD-1, linf 4/255", "deit-s-adv"]
+
+
+def test_train_shows_a_whole_recipe_and_trains_nothing() -> None:
+    Path("mine.toml").write_text('name = "mine"\nextends = "mini-resnet"\noptimizer.lr = 0.025  # slower\n')
+    code, stdout, stderr = _invoke("train", "mine.toml", "--show")
+    assert (code, stderr) == (0, "")
+    assert stdout.splitlines()[1] == "# extends mini-resnet"
+    assert "lr = 0.025  # mine" in stdout.splitlines()
+    assert "weight_decay = 0.0005  # mini-resnet" in stdout.splitlines()
+    assert not Path("trained").exists()
+    Path("shown.toml").write_text(stdout)
+    assert load_recipe("shown.toml") == load_recipe("mine.toml")
 
 
 def test_train_follows_a_recipe_and_says_where_the_weights_are() -> None:

@@ -79,7 +79,7 @@ def test_the_digest_sees_every_value(tmp_path: Path) -> None:
             "threshold = 1.5",
             "tiny.toml: `attention.threshold` is 1.5; expected less than or equal to 1.",
         ),
-        ('"1", "4"', "", "tiny.toml: `style.layers` is []; expected Tuple should have at least 1 item"),
+        ('"1", "4"', "", "tiny.toml: `style.layers` is []; expected one value or more"),
         ('"mini"', '"cifar"', "tiny.toml: `data.source` is 'cifar'; expected 'imagenet' or 'mini'."),
         ("[data]", "[data", "/tiny.toml: `file` is unreadable ("),
     ],

@@ -160,3 +160,34 @@ def test_the_probe_keeps_the_budget_and_walks_two_and_a_half_radii(norm: str) ->
     assert (watched.norm, watched.epsilon, watched.steps) == (norm, RECIPES[norm].epsilon, 10)
     assert fraction(watched.step_size) * 10 == fraction(watched.epsilon) * 5 / 2
     assert norm in BUDGETS
+
+
+def _moved(recipe: AdversaryRecipe, count: int, seed: int) -> Tensor:
+    """Which examples started away from their clean image; the one step is too short to matter."""
+    images, labels = random_images(count, low=0.3, high=0.7), torch.arange(count) % 2
+    still = recipe.model_copy(update={"step_size": "1/100000000", "steps": 1})
+    generator = torch.Generator().manual_seed(seed)
+    found = adversarial_images(two_class_linear(8), images, labels, still, generator=generator)
+    return (found - images).abs().amax(dim=(1, 2, 3)) > 1e-5
+
+
+def test_an_example_starts_at_its_clean_image_as_often_as_the_recipe_says() -> None:
+    recipe = RECIPES["linf"]
+    assert bool(_moved(recipe, 100, seed=0).all())
+    moved = _moved(recipe.model_copy(update={"start_from_clean": 0.25}), 2000, seed=0)
+    assert float(moved.float().mean()) == pytest.approx(0.75, abs=0.04)
+    assert not _moved(recipe.model_copy(update={"start_from_clean": 1.0}), 100, seed=0).any()
+
+
+@pytest.mark.parametrize(("threshold", "share"), [(0.0, 0.5), (0.2, 0.4207)])
+def test_the_published_coin_decides_for_the_whole_batch(threshold: float, share: float) -> None:
+    recipe = RECIPES["linf"].model_copy(update={"start": "normal-coin", "start_from_clean": threshold})
+    batches = [_moved(recipe, 4, seed=seed) for seed in range(600)]
+    assert all(bool(batch.all()) or not bool(batch.any()) for batch in batches)
+    found = sum(bool(batch.all()) for batch in batches) / len(batches)
+    assert found == pytest.approx(share, abs=0.06)  # three standard deviations
+
+
+def test_the_probe_always_starts_at_random_points() -> None:
+    watched = probe(RECIPES["linf"].model_copy(update={"start": "normal-coin", "start_from_clean": 0.9}), 10)
+    assert (watched.start, watched.start_from_clean) == ("uniform", 0.0)

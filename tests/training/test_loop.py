@@ -14,7 +14,7 @@ from robench.arrays import state_digest
 from robench.data import mini
 from robench.errors import RecipeError
 from robench.training import Recipe, load_recipe, train
-from robench.training.recipe import AdversaryRecipe
+from robench.training.recipe import AdversaryRecipe, DistillationRecipe, EmaRecipe, MixingRecipe
 from robench.zoo import ARCHITECTURES, load_model
 from tests.training.test_recipe import TINY
 
@@ -266,7 +266,7 @@ def test_training_starts_from_the_weights_that_are_named(
     recipe: Recipe, whole: tuple[Path, Watch], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     started = load_model("mini-resnet", weights=whole[0] / "tiny.safetensors")
-    monkeypatch.setattr("robench.training.loop.load_model", {"mini-resnet": started}.__getitem__)
+    monkeypatch.setattr("robench.training.construction.load_model", {"mini-resnet": started}.__getitem__)
     frozen = recipe.optimizer.model_copy(update={"lr": 1e-30, "weight_decay": 0.0})
     other = recipe.model_copy(update={"start_from": "mini-resnet", "optimizer": frozen})
     weights = load_file(train(other, tmp_path, provenance=PROVENANCE, watcher=Watch()))
@@ -348,3 +348,43 @@ def test_images_are_mirrored_when_the_recipe_says_so(
     plain = sum(image in known for image in shown)
     assert plain + sum(image in mirrored for image in shown) == 72
     assert (18 < plain < 54) if flip else plain == 72
+
+
+@pytest.mark.parametrize("name", ["deit-s", "resnet50-gelu-adv", "roadmap50-gelu"])
+def test_recipes_for_photographs_are_not_followed_yet(name: str, tmp_path: Path) -> None:
+    message = (
+        rf"^{name}: `data\.source` is `imagenet`; expected `mini`\. This version trains on the mini suite alone; "
+        r"recipes for photographs can be read and built\.$"
+    )
+    with pytest.raises(RecipeError, match=message):
+        train(load_recipe(name), tmp_path, provenance=PROVENANCE, watcher=Watch())
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "found"),
+    [
+        ({"accumulation": 2}, "2"),
+        ({"precision": "bfloat16"}, "bfloat16"),
+        ({"mixing": MixingRecipe(mixup=0.8)}, "a table"),
+        ({"ema": EmaRecipe(decay=0.9, buffers="copied", exported=True)}, "a table"),
+        ({"distillation": DistillationRecipe(teacher="mini-deit", alpha=0.5, temperature=1.0)}, "a table"),
+    ],
+)
+def test_what_the_loop_does_not_do_is_refused(
+    change: dict[str, Any], found: str, recipe: Recipe, tmp_path: Path
+) -> None:
+    (key,) = change
+    message = rf"^tiny: `{key}` is {found}; expected a recipe without it\. This version does not follow it\.$"
+    with pytest.raises(RecipeError, match=message):
+        train(recipe.model_copy(update=change), tmp_path, provenance=PROVENANCE, watcher=Watch())
+
+
+def test_the_loop_sets_the_learning_rate_of_the_recipes_schedule(recipe: Recipe, tmp_path: Path) -> None:
+    schedule = recipe.schedule.model_copy(
+        update={"kind": "steps", "milestones": (2,), "warmup_lr": 0.05, "each": "epoch", "min_lr": 0.0}
+    )
+    watch = Watch()
+    other = recipe.model_copy(update={"schedule": schedule, "adversary": None})
+    train(other, tmp_path, provenance=PROVENANCE, watcher=watch)
+    assert [line["lr"] for line in watch.lines] == pytest.approx([0.05, 0.1, 0.01])
