@@ -23,7 +23,7 @@ from robench.data.textures import mini_textures
 from robench.errors import DataError, complaint
 from robench.fastpath import cpu_slots, quicken, slots_for
 
-BUDGET = PatchArea(1 / 10, patches=4)
+BUDGET = PatchArea(1 / 25, patches=1)
 ROUNDS, QUERIES = 25, 100
 """As in `mini-tpa`."""
 
@@ -36,7 +36,7 @@ def measure_tpa(settings: Settings) -> Measurement:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model, images, labels = scene(settings)
     model, images, labels = model.to(device), images.to(device), labels.to(device)
-    attack = TPA("mini", mini_textures().sha256, rounds=ROUNDS, queries=QUERIES)
+    attack = TPA("mini", mini_textures().sha256, rounds=ROUNDS, queries=QUERIES, patches=BUDGET.patches)
     own = Classifier(model, name=settings.model)
     faster = quicken(own, images[: cpu_slots(images)], gradients=False)
     assert faster.classifier.module is not None, "a bench runs on modules"

@@ -53,8 +53,8 @@ def test_the_settings_are_those_of_the_protocol() -> None:
     assert protocol.attack is not None
     assert (protocol.attack.settings["rounds"], protocol.attack.settings["queries"]) == (bench.ROUNDS, bench.QUERIES)
     assert protocol.budget is not None
-    assert protocol.budget.model_dump()["area"] == "1/10"
-    assert PatchArea(1 / 10, protocol.budget.model_dump()["patches"]) == bench.BUDGET
+    assert protocol.budget.model_dump()["area"] == "1/25"
+    assert PatchArea(1 / 25, protocol.budget.model_dump()["patches"]) == bench.BUDGET
 
 
 def test_patches_have_no_radius() -> None:
