@@ -116,7 +116,9 @@ def compare_cells(run_a: Path, run_b: Path) -> CellComparison:
 
 
 def in_cells(run: Path) -> bool:
-    """Whether a run's protocol sees each example in many cells."""
+    """Whether a run's protocol sees each example in many cells; not, where there is no run."""
+    if not (run / "plan.json").exists():
+        return False
     shift = Run.open(run).plan.parsed_protocol().shift
     return shift is not None and shift.kind == "corruptions"
 
