@@ -41,3 +41,8 @@ def test_a_near_name_is_suggested_and_otherwise_all_are_listed() -> None:
     assert did_you_mean("pgd-lnf", known) == "Did you mean `pgd-linf` or `mini-pgd-linf`?"
     assert did_you_mean("zzz", known) == "Known: mini-pgd-linf, pgd-linf, tpa."
     assert did_you_mean("zzz", []) == ""
+
+
+def test_a_long_list_of_names_may_be_replaced() -> None:
+    assert did_you_mean("resnet5", ["resnet50", "deit"], otherwise="`list` lists them.") == "Did you mean `resnet50`?"
+    assert did_you_mean("zzz", ["resnet50", "deit"], otherwise="`list` lists them.") == "`list` lists them."

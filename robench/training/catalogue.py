@@ -88,7 +88,15 @@ class Resolved:
 
 @cache
 def _bundled() -> dict[str, Written]:
-    folder = Path(str(importlib.resources.files("robench.training") / "recipes"))
+    return read_folder(Path(str(importlib.resources.files("robench.training") / "recipes")))
+
+
+def read_folder(folder: Path) -> dict[str, Written]:
+    """The recipes of every TOML file in a folder, by name.
+
+    Raises:
+      RecipeError: a file cannot be read, or two recipes have one name.
+    """
     found: dict[str, Written] = {}
     for path in sorted(folder.glob("*.toml")):
         for written in _read(path):

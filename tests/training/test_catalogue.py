@@ -7,6 +7,7 @@ import pytest
 
 from robench.errors import RecipeError
 from robench.training import bundled_recipes, load_recipe, resolve_recipe
+from robench.training.catalogue import read_folder
 from robench.training.recipe import parse_recipe
 from tests.training.test_recipe import TINY
 
@@ -120,6 +121,16 @@ def test_a_teacher_must_be_a_recipe(folder: Path) -> None:
 def test_a_family_is_no_recipe(content: str, message: str, folder: Path) -> None:
     with pytest.raises(RecipeError, match=message):
         load_recipe(_write(folder, f'schema = "robench.recipes/1"\n{content}\n'))
+
+
+def test_two_recipes_of_one_name_are_refused(folder: Path) -> None:
+    _write(folder, 'schema = "robench.recipes/1"\n[[recipe]]\nname = "a"\n[[recipe]]\nname = "b"\n', "family")
+    assert set(read_folder(folder)) == {"tiny", "a", "b"}
+    _write(folder, TINY, "twin")
+    with pytest.raises(
+        RecipeError, match=r"^twin\.toml: `name` is `tiny`; expected another name than in tiny\.toml\.$"
+    ):
+        read_folder(folder)
 
 
 def test_what_is_shown_is_the_whole_recipe_with_the_origin_of_every_value() -> None:
