@@ -190,6 +190,11 @@ class ProtocolRecord(_Record):
     digest: Sha256
     official: bool
 
+    @property
+    def exact_name(self) -> str:
+        """`id@version`."""
+        return f"{self.id}@{self.version}"
+
 
 class ModelRecord(_Record):
     """Which model, exactly."""

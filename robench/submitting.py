@@ -8,8 +8,8 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,31 +76,20 @@ def submit(
     Raises:
       SubmissionError: something fails; nothing is left of what was done before it.
     """
-    root, folder = _checkout(repository), result.run_dir
-    if folder is None:
-        raise SubmissionError(complaint("submit", "run", "without a folder", "a finished run"))
-    if not MODEL_NAME.fullmatch(model):
-        expected = "letters, digits and `._-`, at most 100, a letter or digit at both ends"
-        raise SubmissionError(complaint("submit", "model", repr(model), expected, "Choose a name with `--model`."))
+    root = _checkout(repository)
     if pull_request and shutil.which("gh") is None:
         advice = "Leave out `--pr`, and run the commands that are printed."
         raise SubmissionError(complaint("submit", "--pr", "asked for, without `gh`", "GitHub's command line", advice))
-    protocol = f"{result.protocol.id}@{result.protocol.version}"
+    place, contents = _contents(result, submission, model)
+    protocol = result.protocol.exact_name
     branch = f"submit/{model}/{protocol.replace('@', '-')}"
-    place = f"{FOLDER}/{model}/{protocol}"
-    contents = {name: (folder / name).read_bytes() for name in (RESULT, OUTCOMES)} | {
-        TOML: submission.to_toml().encode()
-    }
     with ExitStack() as taken_back:
         tree = _worktree(root, branch, taken_back)
         target = tree / place
         if target.exists():
             advice = "Merged claims stay as they are. Choose another name with `--model`."
             raise SubmissionError(complaint(place, "folder", "there already", "a claim that is not there yet", advice))
-        _write(target, contents)
-        report = validate([target], rules=rules)
-        if not report.valid:
-            raise SubmissionError("\n".join(map(str, errors(report.findings))))
+        findings = _written(target, contents, rules)
         _git(tree, "add", "--", place)
         _git(tree, "commit", "--quiet", "--message", f"Submit {model} under {protocol}")
         commands = _commands(branch, model, protocol)
@@ -109,7 +98,46 @@ def submit(
         taken_back.pop_all()
     with suppress(SubmissionError):  # the branch holds everything; a folder in /tmp may stay
         _remove_worktree(root, tree)
-    return Submitted(branch, [f"{place}/{name}" for name in sorted(contents)], report.findings, commands)
+    return Submitted(branch, [f"{place}/{name}" for name in sorted(contents)], findings, commands)
+
+
+@contextmanager
+def checked(
+    result: Result, submission: Submission, *, model: str, rules: Rules | None = None
+) -> Iterator[tuple[Mapping[str, Path], Sequence[Finding]]]:
+    """The files of a submission, validated and in no repository, as long as the context lasts.
+
+    Args:
+      result, submission, model, rules: as in `submit`.
+    Yields:
+      The files by their path from the root of a repository, and what validation says beside errors.
+    Raises:
+      SubmissionError: the submission is not valid, or cannot be written.
+    """
+    place, contents = _contents(result, submission, model)
+    with tempfile.TemporaryDirectory(prefix="robench-submit-") as root:
+        findings = _written(Path(root) / place, contents, rules)
+        yield {f"{place}/{name}": Path(root) / place / name for name in sorted(contents)}, findings
+
+
+def _contents(result: Result, submission: Submission, model: str) -> tuple[str, dict[str, bytes]]:
+    """The folder of a submission, from the root of a repository, and its files."""
+    if result.run_dir is None:
+        raise SubmissionError(complaint("submit", "run", "without a folder", "a finished run"))
+    if not MODEL_NAME.fullmatch(model):
+        expected = "letters, digits and `._-`, at most 100, a letter or digit at both ends"
+        raise SubmissionError(complaint("submit", "model", repr(model), expected, "Choose a name with `--model`."))
+    contents = {name: (result.run_dir / name).read_bytes() for name in (RESULT, OUTCOMES)}
+    return f"{FOLDER}/{model}/{result.protocol.exact_name}", contents | {TOML: submission.to_toml().encode()}
+
+
+def _written(target: Path, contents: Mapping[str, bytes], rules: Rules | None) -> Sequence[Finding]:
+    """Write a submission and validate it."""
+    _write(target, contents)
+    report = validate([target], rules=rules)
+    if not report.valid:
+        raise SubmissionError("\n".join(map(str, errors(report.findings))))
+    return report.findings
 
 
 def _checkout(repository: Path) -> Path:

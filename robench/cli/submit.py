@@ -11,8 +11,8 @@ import typer
 from robench.cli.screen import err, out
 from robench.errors import SubmissionError, complaint
 from robench.result import Result, read_result
-from robench.submission import FAMILIES, SCHEMA, loader_of
-from robench.submitting import build_submission
+from robench.submission import FAMILIES, SCHEMA, Submission, loader_of
+from robench.submitting import build_submission, checked
 from robench.submitting import submit as commit
 
 _QUESTIONS = {
@@ -38,8 +38,15 @@ def submit(
     ] = None,
     repository: Annotated[Path, typer.Option(help="A clone of the benchmark.")] = Path(),
     pr: Annotated[bool, typer.Option("--pr", help="Push, and open the pull request through `gh`.")] = False,
+    hub: Annotated[
+        str | None,
+        typer.Option(metavar="REPO", help="Open a pull request at `org/name` on the Hub instead, where the model is."),
+    ] = None,
 ) -> None:
     """Commit a run as a submission on a branch of its own, and say how to send it."""
+    if pr and hub is not None:
+        found, advice = "together with `--hub`", "Call it once for each."
+        raise SubmissionError(complaint("submit", "--pr", found, "one place for the pull request", advice))
     result = read_result(run)
     said: dict[str, str | None] = {
         "author": author,
@@ -53,6 +60,9 @@ def submit(
     if keys:
         content["loader"] = keys
     name = model or re.sub(r"[^A-Za-z0-9._-]+", "-", result.model.name).strip("-._")
+    if hub is not None:
+        _propose(result, build_submission(content), name, hub)
+        return
     done = commit(result, build_submission(content), model=name, repository=repository, pull_request=pr)
     for finding in done.findings:
         err.print(str(finding), markup=False)
@@ -61,6 +71,19 @@ def submit(
         out.print(f"added: {file}", markup=False)
     if not pr:
         out.print("next:", *(shlex.join(command) for command in done.commands), sep="\n  ", markup=False)
+
+
+def _propose(result: Result, submission: Submission, name: str, repository: str) -> None:
+    """Open a pull request at the model's repository on the Hub, with the submission beside the model card."""
+    from robench.card import open_pull_request
+
+    with checked(result, submission, model=name) as (files, findings):
+        for finding in findings:
+            err.print(str(finding), markup=False)
+        address = open_pull_request(result, repository, more=files)
+    for file in files:
+        out.print(f"added: {file}", markup=False)
+    out.print(f"pull request: {address}", markup=False)
 
 
 def _answered(said: dict[str, str | None]) -> dict[str, str]:

@@ -4,16 +4,19 @@ import json
 import resource
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from robench.card import open_pull_request
 from robench.cli.main import app
 from robench.data import CATALOGUE
 from robench.data.imagenet.listing import listed
-from robench.errors import RobenchError
+from robench.errors import RobenchError, SubmissionError
+from robench.hub import Hub
 from robench.outcome import Outcome, compress, to_csv
 from robench.protocol import Protocol
 from robench.registry import load_protocol, read_labels, shipped_folder
@@ -22,6 +25,7 @@ from robench.submission import OUTCOMES, RESULT, TOML
 from robench.validation import Rules
 from tests.claims import WORDS as WORDS_OF_TOYS
 from tests.claims import claim, digest_of, draw, edit_json, model_record, result_of, to_toml
+from tests.hub_server import TOKEN, serving
 from tests.validation.test_changes import commit, git
 
 ROOT = Path(__file__).parent.parent.parent
@@ -209,6 +213,46 @@ def test_submit_says_how_to_send_what_it_committed(repository: Path) -> None:
     committed = git(repository, "show", f"submit/toy-net/mini-pgd-linf-1:{place}/{TOML}")
     assert 'paper = "https://example.org/paper"' in committed
     assert '[loader]\nbundled = "toy-net"\nweights_sha256 = "' in committed
+
+
+def test_submit_proposes_the_claim_to_the_hub_and_leaves_the_clone_alone(
+    repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _run(repository / "run")
+    commit(repository)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving() as server:
+        server.add("someone/toy", {"README.md": b"# Toy\n"})
+        here = partial(open_pull_request, hub=Hub(server.endpoint, repository / "cache"))
+        monkeypatch.setattr("robench.card.open_pull_request", here)
+        code, stdout, stderr = _invoke("submit", "run", *WORDS, "--hub", "someone/toy")
+        (proposal,) = server.proposals
+    assert (code, stderr) == (0, "")
+    place = f"submissions/toy-net/{MINI.exact_name}"
+    files = [f"{place}/{name}" for name in sorted([TOML, RESULT, OUTCOMES])]
+    assert stdout.splitlines() == [
+        *(f"added: {file}" for file in files),
+        f"pull request: {server.endpoint}/someone/toy/discussions/1",
+    ]
+    assert set(proposal["files"]) == {"README.md", *files}
+    assert proposal["files"][f"{place}/{OUTCOMES}"] == (repository / "run" / OUTCOMES).read_bytes()
+    assert "submit/" not in git(repository, "branch", "--list")
+
+
+def test_an_invalid_claim_is_not_proposed_to_the_hub(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit_json(_run(repository / "run") / RESULT, lambda result: result["outcomes"].update(rows=3))
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    with serving() as server:
+        monkeypatch.setattr("robench.card.open_pull_request", partial(open_pull_request, hub=Hub(server.endpoint)))
+        with pytest.raises(SubmissionError, match="RB408"):
+            _invoke("submit", "run", *WORDS, "--hub", "someone/toy")
+        assert server.log == []
+
+
+def test_submit_goes_to_one_place(repository: Path) -> None:
+    _run(repository / "run")
+    with pytest.raises(SubmissionError, match=r"^submit: `--pr` is together with `--hub`; expected one place"):
+        _invoke("submit", "run", *WORDS, "--hub", "someone/toy", "--pr")
 
 
 def test_submit_asks_for_nothing_where_nobody_can_answer(repository: Path) -> None:
