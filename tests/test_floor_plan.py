@@ -24,6 +24,8 @@ FLOORS = {
     "classifier": 1,
     "averaging": 1,
     "runs": 2,
+    "claims": 2,
+    "share": 2,
     "result": 2,
     "comparison": 2,
     "registry": 2,
@@ -48,7 +50,19 @@ FLOORS = {
     "cli": 5,
     "__main__": 5,
 }
-RECORDS = {"errors", "protocol", "outcome", "runs", "result", "comparison", "registry", "progress", "caveats"}
+RECORDS = {
+    "errors",
+    "protocol",
+    "outcome",
+    "runs",
+    "claims",
+    "share",
+    "result",
+    "comparison",
+    "registry",
+    "progress",
+    "caveats",
+}
 COMPUTE = {
     "randomness",
     "arrays",

@@ -4,13 +4,14 @@ The files are read by torch's `DataLoader`. Workers send bytes through pipes, no
 which containers keep small, and the main process turns them into floats. Not here: one file (`images.py`).
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,15 +61,19 @@ class Decoder:
     crop: int
     workers: int | None = None
 
-    def images(self, files: Sequence[ImageFile]) -> Iterator[Tensor | Unreadable]:
+    def images(self, files: Iterable[ImageFile]) -> Iterator[Tensor | Unreadable]:
         """The images, in order, read a little ahead of the caller; none is kept.
 
+        Args:
+          files: drawn as they are read; by workers at most `FEW` and two batches for each ahead.
         Raises:
           DataError: a worker died.
         """
         workers = default_workers() if self.workers is None else self.workers
-        parts = self._near(files) if workers == 0 or len(files) < FEW else self._apart(files, workers)
-        for decoded in parts:
+        drawn = iter(files)
+        first = list(itertools.islice(drawn, FEW if workers else 0))
+        every = itertools.chain(first, drawn)
+        for decoded in self._apart(every, workers) if workers and len(first) == FEW else self._near(every):
             yield decoded if isinstance(decoded, Unreadable) else as_image(decoded)
 
     def decode(self, file: ImageFile) -> _Decoded:
@@ -78,11 +83,11 @@ class Decoder:
         except DataError as error:
             return Unreadable(str(error))
 
-    def _near(self, files: Sequence[ImageFile]) -> Iterator[_Decoded]:
+    def _near(self, files: Iterable[ImageFile]) -> Iterator[_Decoded]:
         return (self.decode(file) for file in files)
 
-    def _apart(self, files: Sequence[ImageFile], workers: int) -> Iterator[_Decoded]:
-        batches = _start(_Files(self, files), workers)
+    def _apart(self, files: Iterable[ImageFile], workers: int) -> Iterator[_Decoded]:
+        batches = _start(_Files(self), files, workers)
         try:
             with naming_dead_workers():
                 for batch in batches:
@@ -93,16 +98,13 @@ class Decoder:
 
 
 class _Files(Dataset[_Decoded]):
-    """Files as a `DataLoader` wants them."""
+    """Files as a `DataLoader` wants them: whatever is asked for."""
 
-    def __init__(self, decoder: Decoder, files: Sequence[ImageFile]) -> None:
-        self._decoder, self._files = decoder, files
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, position: int) -> _Decoded:
-        return self._decoder.decode(self._files[position])
+    def __getitem__(self, file: ImageFile) -> _Decoded:
+        return self._decoder.decode(file)
 
 
 def default_workers() -> int:
@@ -128,15 +130,16 @@ def naming_dead_workers() -> Iterator[None]:
         raise DataError(complaint("decoding", "workers", f"dying ({found})", "living processes", advice)) from error
 
 
-def _start(files: _Files, workers: int) -> Any:
+def _start(dataset: _Files, files: Iterable[ImageFile], workers: int) -> Any:
     """The batches of a loader, and its workers at work."""
+    drawn = iter(files)
     with warnings.catch_warnings(), _deaf_to_interrupts():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the caller chose the number
         # Python 3.12 warns of forks beside threads. Workers touch none of torch's threads.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         loader = DataLoader(
-            files,
-            batch_size=_BATCH,
+            dataset,
+            batch_sampler=iter(lambda: list(itertools.islice(drawn, _BATCH)), []),
             num_workers=workers,
             collate_fn=_as_they_are,
             worker_init_fn=_leave_with_parent,

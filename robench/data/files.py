@@ -65,8 +65,8 @@ class FileSource:
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
-        names = [self.examples[position].file for position in positions]
-        return self.decoder.images([ImageFile(name, self.root / name) for name in names])
+        names = (self.examples[position].file for position in positions)
+        return self.decoder.images(ImageFile(name, self.root / name) for name in names)
 
 
 def _size(path: Path) -> int | None:
