@@ -8,6 +8,7 @@ says why it is done so. Not here: which shard comes next (`share`), and what is 
 import hashlib
 import itertools
 import os
+import shutil
 import socket
 import threading
 import time
@@ -110,7 +111,6 @@ class Worker:
         """
         with writing(self.run.folder):
             self.path.parent.mkdir(exist_ok=True)
-            (self.run.folder / "claims").mkdir(exist_ok=True)
             file = self.path.open("ab")
         ended = threading.Event()
         pulse = threading.Thread(target=self._pulse, args=(ended,), daemon=True)
@@ -134,7 +134,7 @@ class Worker:
 
 @contextmanager
 def working(run: Run, *, first: bool = True) -> Iterator[Worker]:
-    """Be a worker of a run, beside others.
+    """Be a worker of a run, beside others; who leaves a finished run takes all claims away.
 
     Args:
       run: the run.
@@ -147,6 +147,8 @@ def working(run: Run, *, first: bool = True) -> Iterator[Worker]:
         if not first or worker.living() > 1:
             run.journal = worker.path
         yield worker
+        if run.finished:
+            shutil.rmtree(run.folder / "claims", ignore_errors=True)
 
 
 class Claims:
@@ -176,8 +178,8 @@ class Claims:
                 file = path.open("xb", buffering=0)
             except FileExistsError:
                 return False
-            except FileNotFoundError:  # the run was merged, and its claims are gone
-                path.parent.mkdir()
+            except FileNotFoundError:  # the first claim of all; or the run was merged, and its claims are gone
+                path.parent.mkdir(exist_ok=True)
                 return self._make(path)
             try:
                 with file:

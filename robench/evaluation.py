@@ -224,11 +224,11 @@ def _carry_out(run: Run, scene: Prepared, options: Options, adversarial: Adversa
         for note in scene.fast.notes:
             options.watcher.notice(note)
         others = worker.living() - 1
-        if others:
+        if others and options.crew is None:
             options.watcher.notice(f"Sharing {run.folder} with {others} other process{'es' if others > 1 else ''}.")
         work = Execution(
             run,
-            Share(run, worker, expected=rank.size),
+            Share(run, worker, expected=rank.size, crew=options.crew),
             classifier=scene.classifier,
             faster=scene.fast.classifier,
             source=scene.source,

@@ -104,6 +104,8 @@ class Execution:
                 self._record_cost()
                 run.record("interrupted", {"segment": self.segment})
             raise
+        self.next_look = 0.0
+        self._look_at_others()
         seconds = {"wall_seconds": self._seconds(), "waited_seconds": round(self.share.waited, 3)}
         run.record("end", {"segment": self.segment, **seconds})
 
@@ -123,13 +125,13 @@ class Execution:
         """Others have so many shards, and there is nothing else to do."""
         if not self.waiting:
             self.waiting = True
-            self.watcher.notice(f"Waiting for other processes, which have the last {shards} shards.")
+            self.watcher.notice(f"Waiting for other processes, which make the last {shards} shards.")
         self._look_at_others()
 
     def _look_at_others(self) -> None:
         """Read what other processes have finished, now and then, if anyone wants to know."""
         began = time.monotonic()
-        if began < self.next_look or isinstance(self.watcher, Silent):
+        if began < self.next_look or type(self.watcher) is Silent:
             return
         known = {position // self.run.plan.shard_size for position in self.outcomes}
         self._read_shards(self.run.finished_shards() - known)

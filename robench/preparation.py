@@ -46,7 +46,7 @@ from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered
 from robench.runs import Plan, PlannedData, run_key
-from robench.share import Rank
+from robench.share import Crew, Rank
 from robench.showcase import Showcase
 from robench.zoo import Loaded
 from robench.zoo import resolve as resolve_model
@@ -78,6 +78,7 @@ class Options:
       showcase: is filled with a few examples to look at.
       rank: which of several processes this is that were started together and share the run; rank 0 plans it, and
         the others wait for that. Processes that were started apart share a run without being told.
+      crew: who attacks instead of this process, which then plans, watches and merges (`robench.cluster`).
     """
 
     name: str | None = None
@@ -92,6 +93,7 @@ class Options:
     save_adversarial: str | Path | None = None
     showcase: Showcase | None = None
     rank: Rank | None = None
+    crew: Crew | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -201,7 +203,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             model=model,
             weights=str(Path(options.weights).resolve()) if options.weights is not None else None,
             data=data,
-            shard_size=options.shard_size or _shard_size(protocol),
+            shard_size=options.shard_size or default_shard_size(protocol),
             attack_revision=REVISION,
             engine=options.engine,
             fast_path=fast.measures,
@@ -233,7 +235,7 @@ def _measures(options: Options, protocol: Protocol) -> tuple[str, ...]:
     return (*MEASURES, COMPILED) if options.compile else MEASURES
 
 
-def _shard_size(protocol: Protocol) -> int:
+def default_shard_size(protocol: Protocol) -> int:
     """Examples written together where the caller does not say."""
     return SHARD_SIZE if protocol.attack is not None and protocol.score.asks is None else QUICK_SHARD_SIZE
 

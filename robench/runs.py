@@ -358,7 +358,6 @@ class Run:
             write_whole(self.folder / "outcomes.csv.gz", compress(table))
             write_whole(self.folder / "cost.json", (json.dumps(cost, sort_keys=True, indent=2) + "\n").encode())
             write_whole(self.folder / "result.json", result.to_bytes())
-        shutil.rmtree(self.folder / "claims", ignore_errors=True)
         return read_result(self.folder)
 
     def _result(self, outcomes: Sequence[Outcome], table: bytes, pixels: int, environment: dict[str, str]) -> Result:

@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from robench.claims import Claims, Worker
 from robench.runs import Run
@@ -32,6 +33,22 @@ class Rank:
     local: int = 0
 
 
+class Crew(Protocol):
+    """Processes elsewhere that make the shards of a run instead of this one."""
+
+    def start(self, run: Run) -> None:
+        """Set them to work on a run that is planned."""
+        ...
+
+    def check(self) -> None:
+        """See to it that somebody is at work.
+
+        Raises:
+          RunError: nobody is left.
+        """
+        ...
+
+
 class Share:
     """The shards of a run that one worker makes.
 
@@ -39,9 +56,11 @@ class Share:
       run: the run.
       worker: this process.
       expected: workers that were started together.
+      crew: who makes all shards instead of this worker.
     """
 
-    def __init__(self, run: Run, worker: Worker, *, expected: int = 1) -> None:
+    def __init__(self, run: Run, worker: Worker, *, expected: int = 1, crew: Crew | None = None) -> None:
+        self._crew = crew
         self.missing = run.missing_shards()
         self.waited = 0.0
         """Seconds in which others had all that was left."""
@@ -61,6 +80,8 @@ class Share:
         """
         shards, pause = self.missing, POLL_SECONDS[0]
         since = time.monotonic()
+        if shards and self._crew is not None:
+            self._crew.start(self._run)
         while shards:
             self._held = []
             drawn = self._drawn(shards)
@@ -69,6 +90,8 @@ class Share:
                 self.waited += time.monotonic() - since
                 yield itertools.chain([first], drawn)
                 since, pause = time.monotonic(), POLL_SECONDS[0]
+            if self._crew is not None:
+                self._crew.check()
             shards = [shard for shard in self._held if not self._run.shard_path(shard).exists()]
             if shards:
                 waiting(len(shards))
@@ -78,6 +101,9 @@ class Share:
 
     def _drawn(self, shards: Sequence[int]) -> Iterator[int]:
         """Those of the shards that this worker gets."""
+        if self._crew is not None:
+            self._held = list(shards)
+            return
         for place, shard in enumerate(shards):
             self._left = len(shards) - place - 1
             if self._claims.take(shard):

@@ -70,7 +70,7 @@ class Reader:
         self._printed = ""
 
     def _toml(self, content: str) -> None:
-        if "schema" in tomllib.loads(content):
+        if tomllib.loads(content).get("schema") == "robench.protocol/1":
             path = Path("block.toml")
             path.write_text(content, encoding="utf-8")
             build_attack(read_protocol(path))

@@ -10,7 +10,9 @@ from robench.cli.compare import compare
 from robench.cli.data import data
 from robench.cli.doctor import doctor
 from robench.cli.evaluate import evaluate, resume
+from robench.cli.ranks import guard
 from robench.cli.screen import err
+from robench.cli.sweep import estimate, sweep
 from robench.cli.train import train
 from robench.errors import RobenchError
 
@@ -23,7 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("list")(list_)
-for command in (show, evaluate, resume, compare, train, doctor, bench):
+for command in (show, evaluate, resume, sweep, estimate, compare, train, doctor, bench):
     app.command()(command)
 app.add_typer(data, name="data")
 
@@ -36,6 +38,8 @@ def _robench() -> None:
 def main() -> None:
     """Run the command line."""
     try:
+        if sys.argv[1:2] == ["evaluate"]:
+            guard()
         app()
     except RobenchError as error:
         err.print(f"error: {error}", style="red", markup=False)
