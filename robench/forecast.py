@@ -126,13 +126,13 @@ def _in_flight(work: Work, workers: int, runs: int) -> float:
 
 
 def _tail(works: Sequence[Work], assumed: Assumptions) -> float:
-    """Seconds from when nothing is left to claim until the last worker ends: half of what two shards take, on average.
+    """Seconds from the last claim until the last worker ends: on average half of what a dear shard takes.
 
-    The slowest worker decides, and its two shards hold more survivors than most.
+    The slowest worker decides, and its shard holds more survivors than most.
     """
     longest = 0.0
     for work in works:
-        size = min(2 * work.shard_size, work.examples)
+        size = min(work.shard_size, work.examples)
         spread = math.sqrt(max(size * work.survivors * (1 - work.survivors), 0.0))
         full = min(size * work.survivors + 2 * spread, size) * work.surviving_seconds
         longest = max(longest, full)

@@ -123,4 +123,4 @@ class Share:
         if workers == 1:
             return False
         size = self._run.plan.shard_size
-        return in_flight + size > max(2 * size, self._left * size // (2 * workers))
+        return in_flight + size > max(3 * size // 2, self._left * size // (2 * workers))

@@ -143,7 +143,7 @@ class _Simulation:
             flying = len(worker.flight) * size
             room = slots
             if run.workers > 1:
-                room = min(slots, max(2 * size, (len(run.left) - 1) * size // (2 * run.workers)))
+                room = min(slots, max(3 * size // 2, (len(run.left) - 1) * size // (2 * run.workers)))
             if flying and flying + size > room:
                 break
             shard = run.left.popleft()
