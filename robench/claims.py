@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from robench.runs import Run, writing
 
@@ -110,8 +111,7 @@ class Worker:
           RunError: the folder cannot be written.
         """
         with writing(self.run.folder):
-            self.path.parent.mkdir(exist_ok=True)
-            file = self.path.open("ab")
+            file = self._open()
         ended = threading.Event()
         pulse = threading.Thread(target=self._pulse, args=(ended,), daemon=True)
         with file:
@@ -126,6 +126,14 @@ class Worker:
                 with suppress(OSError):
                     if not self.path.stat().st_size:
                         self.path.unlink()
+                        self.path.parent.rmdir()  # unless somebody's file is in it
+
+    def _open(self) -> BinaryIO:
+        self.path.parent.mkdir(exist_ok=True)
+        try:
+            return self.path.open("ab")
+        except FileNotFoundError:  # the last of the others has just taken the empty folder away
+            return self._open()
 
     def _pulse(self, ended: threading.Event) -> None:
         while not ended.wait(BEAT_SECONDS):
