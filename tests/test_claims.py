@@ -122,6 +122,7 @@ def test_elsewhere_silence_counts_by_the_clock_of_the_files(
         name = "0000abcd-12-34"
         path, server = one.path.with_name(f"{name}.jsonl"), time.time() + clock
         path.touch()
+        (run.folder / "claims").mkdir()
         (run.folder / "claims" / "000005.0").write_text(name)
         os.utime(path, (server - silence, server - silence))
         touch = os.utime
@@ -134,6 +135,7 @@ def test_a_claim_that_names_nobody_is_held_for_a_while(run: Run) -> None:
     """Its worker may be about to write its name, or was killed before it could."""
     with working(run) as one:
         path = run.folder / "claims" / "000007.0"
+        path.parent.mkdir()
         path.touch()
         assert not Claims(run, one).take(7)
         old = time.time() - DEAD_SECONDS - 1
