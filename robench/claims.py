@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import BinaryIO
 
@@ -141,17 +141,18 @@ class Worker:
 
 
 @contextmanager
-def working(run: Run, *, first: bool = True) -> Iterator[Worker]:
+def working(run: Run, *, first: bool = True, attacks: bool = True) -> Iterator[Worker]:
     """Be a worker of a run, beside others; who leaves a finished run takes all claims away.
 
     Args:
       run: the run.
       first: whether to record events in `events.jsonl` if nobody else is at work.
+      attacks: whether this process makes shards; who only watches is not counted.
     Raises:
       RunError: another process is starting over, or the folder cannot be written.
     """
     worker = Worker(run)
-    with run.shared(), worker.at_work():
+    with run.shared(), worker.at_work() if attacks else nullcontext():
         if not first or worker.living() > 1:
             run.journal = worker.path
         yield worker

@@ -82,7 +82,7 @@ class RayCrew:
         protocol = run.plan.parsed_protocol()
         task = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=RETRIES)(_attack)
         for index in range(self._processes):
-            rank = Rank(index + 1, self._processes + 1)
+            rank = Rank(index + 1, self._processes)  # rank 0 is here, and does not attack
             options = replace(arguments["options"], crew=None, watcher=Silent(), showcase=None, rank=rank)
             chosen = {**arguments, "options": options, "run_dir": str(run.folder.resolve())}
             self._tasks.append(task.remote(model, protocol.exact_name if run.plan.official else protocol, chosen))
@@ -128,6 +128,10 @@ def crew_of(executor: str, processes: int, address: str | None, *, device: str |
     """
     check_executor("evaluate", executor)
     if executor == "local":
+        if processes != 1 or address is not None:
+            option, value = ("processes", processes) if processes != 1 else ("address", f"`{address}`")
+            advice = "Add `--executor ray`; or use torchrun, see docs/scale.md."
+            raise RunError(complaint("evaluate", option, value, "none without Ray", advice))
         yield None
         return
     with cluster(address, cpus=processes) as ray:

@@ -219,7 +219,7 @@ def _evaluate(request: Request, registered: Registered, run_dir: str | Path | No
 def _carry_out(run: Run, scene: Prepared, options: Options, adversarial: AdversarialImages | None) -> Result:
     """Attack what the run still misses, beside others who do, and fold it into the result."""
     rank = options.rank or Rank(0, 1)
-    with working(run, first=rank.index == 0) as worker:
+    with working(run, first=rank.index == 0, attacks=options.crew is None) as worker:
         run.record("fast path", {"measures": scene.fast.measures, "notes": scene.fast.notes})
         for note in scene.fast.notes:
             options.watcher.notice(note)

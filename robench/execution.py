@@ -134,10 +134,12 @@ class Execution:
         if began < self.next_look or type(self.watcher) is Silent:
             return
         known = {position // self.run.plan.shard_size for position in self.outcomes}
-        self._read_shards(self.run.finished_shards() - known)
+        new = self.run.finished_shards() - known
+        self._read_shards(new)
         ended = time.monotonic()
         self.next_look = ended + max(SHOW_SECONDS, 50 * (ended - began))
-        self.watcher.update(self._progress())
+        if new:
+            self.watcher.update(self._progress())
 
     def _read_shards(self, shards: Iterable[int]) -> None:
         for index in sorted(shards):

@@ -24,7 +24,7 @@ class Rank:
 
     Attributes:
       index: from 0; rank 0 plans, shows progress and merges.
-      size: how many there are.
+      size: how many attack.
       local: index among those on the same host, for the choice of a device.
     """
 
@@ -90,10 +90,10 @@ class Share:
                 self.waited += time.monotonic() - since
                 yield itertools.chain([first], drawn)
                 since, pause = time.monotonic(), POLL_SECONDS[0]
-            if self._crew is not None:
-                self._crew.check()
             shards = [shard for shard in self._held if not self._run.shard_path(shard).exists()]
             if shards:
+                if self._crew is not None:
+                    self._crew.check()
                 waiting(len(shards))
                 time.sleep(pause)
                 pause = min(1.5 * pause, POLL_SECONDS[1])

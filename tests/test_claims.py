@@ -198,5 +198,13 @@ def test_merged_claims_are_gone_and_who_comes_late_takes_nothing(run: Run) -> No
     assert not (run.folder / "claims").exists()
 
 
+def test_who_only_watches_is_not_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claims, "LOOK_SECONDS", 0.0)
+    with working(run, attacks=False) as watcher, working(run) as one:
+        assert (one.living(), watcher.living()) == (1, 2)
+        with pytest.raises(RunError, match="`run` is in use"), run.locked():
+            pytest.fail("somebody watches")
+
+
 def test_names_of_workers_differ(run: Run) -> None:
     assert len({Worker(run).name for _ in range(100)}) == 100

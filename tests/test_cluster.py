@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from robench.cluster import RayCrew, check_executor, cluster
+from robench.cluster import RayCrew, check_executor, cluster, crew_of
 from robench.errors import ModelError, RunError
 from robench.runs import Run
 from tests.test_runs import plan
@@ -36,6 +36,16 @@ def test_an_executor_that_is_none_is_refused() -> None:
     with pytest.raises(RunError) as caught:
         check_executor("sweep", "rai")
     assert str(caught.value) == "sweep: `executor` is `rai`; expected `local` or `ray`. Did you mean `ray`?"
+
+
+@pytest.mark.parametrize(
+    ("processes", "address", "found"), [(2, None, "`processes` is 2"), (1, "head:6379", "`address` is `head:6379`")]
+)
+def test_what_is_meant_for_ray_is_not_ignored_without_it(processes: int, address: str | None, found: str) -> None:
+    with pytest.raises(RunError) as caught, crew_of("local", processes, address, device=None):
+        pytest.fail("nobody would start them")
+    advice = "Add `--executor ray`; or use torchrun, see docs/scale.md."
+    assert str(caught.value) == f"evaluate: {found}; expected none without Ray. {advice}"
 
 
 def test_a_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,5 +218,5 @@ def test_a_plan_is_there_to_be_run(tmp_path: Path) -> None:
     assert [model for model, _, _ in sent] == ["mini-resnet"] * 2
     assert {protocol for _, protocol, _ in sent} == {run.plan.parsed_protocol().exact_name}
     assert [given["run_dir"] for _, _, given in sent] == [str(run.folder.resolve())] * 2
-    assert [given["options"].rank for _, _, given in sent] == [Rank(1, 3), Rank(2, 3)]
+    assert [given["options"].rank for _, _, given in sent] == [Rank(1, 2), Rank(2, 2)]
     assert {given["options"].crew for _, _, given in sent} == {None}

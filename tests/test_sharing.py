@@ -23,6 +23,7 @@ from robench.runs import Run
 from robench.share import Rank
 from tests.attacks.test_autoattack import write_protocol
 from tests.fakes import random_images, small_net
+from tests.test_nothing_lost import _tmpfs
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
@@ -51,7 +52,7 @@ def protocol(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _work(
     protocol: Path, folder: Path, rank: Rank | None = None, *, slow: float = 0.001, fresh: bool = False
 ) -> Result:
-    net, watcher = small_net(classes=10), Lines(folder.with_suffix(f".{os.getpid()}.txt"))
+    net, watcher = small_net(classes=10), Lines(protocol.with_name(f"{os.getpid()}.txt"))
     images = random_images(COUNT)
     with torch.no_grad():
         labels = net(images).argmax(dim=1)
@@ -125,8 +126,8 @@ def _finished(folder: Path) -> set[int]:
     return set()
 
 
-def _said(folder: Path, child: int) -> list[str]:
-    return folder.with_suffix(f".{child}.txt").read_text().splitlines()
+def _said(protocol: Path, child: int) -> list[str]:
+    return protocol.with_name(f"{child}.txt").read_text().splitlines()
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -141,7 +142,7 @@ def test_processes_started_at_once_share_the_run(tmp_path: Path, protocol: Path,
     counts = {key: value for key, value in read_result(folder).cost.items() if key in ("forward", "backward")}
     assert counts["backward"] > 0
     for child in children:
-        assert _said(folder, child)[-1] == f"done {COUNT}"  # each shows the whole run
+        assert _said(protocol, child)[-1] == f"done {COUNT}"  # each shows the whole run
 
 
 @pytest.mark.parametrize("workers", [2, 4])
@@ -162,7 +163,7 @@ def test_a_process_that_comes_later_says_that_it_shares_and_that_it_waits(
     second = _fork(lambda: _work(protocol, folder, slow=0.0))
     _wait(first, second)
     _same(folder, whole)
-    said = _said(folder, second)
+    said = _said(protocol, second)
     assert f"Sharing {folder} with 1 other process." in said
     assert any(line.startswith("Waiting for other processes, which make the last ") for line in said)
 
@@ -280,3 +281,24 @@ def test_the_end_says_how_long_a_process_waited(tmp_path: Path, protocol: Path) 
     for end in ends:
         assert 0 <= end["waited_seconds"] < end["wall_seconds"]
     assert json.loads((folder / "cost.json").read_text())["segments"] == 2
+
+
+def test_a_folder_that_cannot_be_written_for_a_while_costs_no_byte(
+    tmp_path: Path, protocol: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    disk = tmp_path / "disk"
+    with _tmpfs(disk, "1m"):
+        folder, ballast = disk / "run", disk / "ballast"
+        crew = [_fork(lambda: _work(protocol, folder)) for _ in range(2)]
+        while len(_finished(folder)) < 4:
+            time.sleep(0.002)
+        with contextlib.suppress(OSError), ballast.open("wb", buffering=0) as file:
+            while True:
+                file.write(b"x" * 4096)
+        assert [os.waitpid(child, 0)[1] != 0 for child in crew] == [True, True]
+        said = capfd.readouterr().out
+        assert said.count("`run_dir` is not writable (No space left on device); expected room to write. ") == 2
+        assert 4 <= len(_finished(folder)) < COUNT // SHARD
+        ballast.unlink()
+        _wait(*(_fork(lambda: _work(protocol, folder)) for _ in range(2)))
+        _same(folder, whole)

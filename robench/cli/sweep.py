@@ -10,8 +10,7 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from robench.cli.estimate import duration
-from robench.cli.screen import bar, err, out, print_json
+from robench.cli.screen import bar, duration, err, out, print_json
 
 if TYPE_CHECKING:
     from robench.forecast import Work

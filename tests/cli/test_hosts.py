@@ -59,9 +59,30 @@ def _until(condition: Callable[[], object], seconds: float, logs: list[Path]) ->
         time.sleep(0.05)
 
 
+def _family(parent: int) -> list[int]:
+    """A process and all that it started, and what these started."""
+    parents = {}
+    for path in Path("/proc").glob("[0-9]*/status"):
+        with contextlib.suppress(OSError):
+            words = dict(line.split(":\t", 1) for line in path.read_text().splitlines())
+            parents[int(path.parent.name)] = int(words["PPid"])
+    found = [parent]
+    for process in found:  # grows on the way
+        found += [child for child, its_parent in parents.items() if its_parent == process]
+    return found
+
+
+def _lose(started: "subprocess.Popen[bytes]") -> None:
+    """End everything on a host, as when its power is gone."""
+    for process in _family(started.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(process, signal.SIGKILL)
+    started.wait()
+
+
 @pytest.mark.slow
-def test_a_host_that_is_cut_off_says_so_and_the_other_finishes(tmp_path: Path, hosts: None) -> None:
-    (tmp_path / "slow_mini.py").write_text(MODULE.replace("0.02", "0.4").replace("mini-resnet", "mini-resnet-adv"))
+def test_a_host_that_is_cut_off_and_lost_does_not_keep_the_other_from_finishing(tmp_path: Path, hosts: None) -> None:
+    (tmp_path / "slow_mini.py").write_text(MODULE.replace("0.02", "0.05").replace("mini-resnet", "mini-resnet-adv"))
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     folder, logs = tmp_path / "run", [tmp_path / f"{node}.log" for node in NODES]
@@ -69,17 +90,15 @@ def test_a_host_that_is_cut_off_says_so_and_the_other_finishes(tmp_path: Path, h
     try:
         _until(lambda: len(list((folder / "workers").glob("*.jsonl"))) == 2, 90, logs)
         subprocess.run(["ip", "-n", NODES[1], "link", "set", "rb-b", "down"], check=True)
-        _until(lambda: started[1].poll() is not None, 90, logs)
-        assert started[1].returncode != 0
-        assert "RendezvousConnectionError" in logs[1].read_text()
-        assert not (folder / "result.json").exists(), "the cut must fall inside the run"
-        _until(lambda: (folder / "result.json").exists(), 120, logs)
+        done = len(Run.open(folder).finished_shards())
+        _until(lambda: len(Run.open(folder).finished_shards()) > done, 60, logs)  # both still see the folder
+        assert not (folder / "result.json").exists(), "the loss must fall inside the run"
+        _lose(started[1])
+        _until(lambda: (folder / "result.json").exists(), 150, logs)
     finally:
         for each in started:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(each.pid, signal.SIGKILL)
-            each.wait()
-    run = Run.open(folder)
-    assert run.missing_shards() == []
-    again = subprocess.run([sys.executable, *COMMAND, "--run-dir", str(folder)], env=environment, check=False)
-    assert again.returncode == 0
+            _lose(each)
+    whole = tmp_path / "whole"
+    command = [word.replace("slow_mini:slow", "mini-resnet-adv") for word in COMMAND]
+    subprocess.run([sys.executable, *command, "--run-dir", str(whole)], env=environment, check=True)
+    assert (folder / "outcomes.csv.gz").read_bytes() == (whole / "outcomes.csv.gz").read_bytes()
