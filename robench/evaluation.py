@@ -8,13 +8,15 @@ Not here: what is checked before (`preparation`), how attacks work (`attacks`), 
 import dataclasses
 import math
 import re
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, overload
 
 import torch
 
 from robench.adversarial import AdversarialImages
+from robench.claims import working
 from robench.data import check_there
 from robench.door import build_attack, rehearse, with_textures
 from robench.environment import environment
@@ -25,10 +27,16 @@ from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered, resolve
 from robench.result import ModelRecord, Result, read_result
-from robench.runs import Plan, Run
+from robench.runs import Plan, Run, in_use
+from robench.share import Rank, Share
 from robench.zoo import resolve as resolve_model
 
 __all__ = ["Options", "evaluate", "resume"]
+
+PLAN_SECONDS = 600.0
+"""So long other ranks wait for the plan of rank 0, which checks the model and audits it first."""
+MERGE_SECONDS = 60.0
+"""So long they wait for its result, once every shard is there."""
 
 
 @overload
@@ -189,22 +197,23 @@ def _evaluate(request: Request, registered: Registered, run_dir: str | Path | No
             adversarial.claim()
         if options.fresh and folder.exists():
             _clear(folder)
+        if adversarial is not None and options.fresh:
+            adversarial.clear()
+        if options.rank is not None and options.rank.index:
+            _await_plan(folder)
         begun = (folder / "plan.json").exists()
         run = Run.create(folder, scene.plan if begun else scene.audited())
         if scene.protocol.score.asks is None:  # what a randomised model says differs from device to device
             _check_same_function(run, scene.plan.model)
-        with run.locked():
-            if adversarial is not None and options.fresh:
-                adversarial.clear()
-            if run.plan.fast_path != scene.fast.measures:
-                scene = scene.with_measures(run.plan.fast_path)
-            if run.finished:
-                options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
-                result = read_result(folder)
-                if adversarial is not None:
-                    adversarial.check(result.read_outcomes())
-            else:
-                result = _carry_out(run, scene, options, adversarial)
+        if run.plan.fast_path != scene.fast.measures:
+            scene = scene.with_measures(run.plan.fast_path)
+        if run.finished:
+            options.watcher.notice(f"Reusing the finished run {folder} (`--fresh` starts over).")
+            result = read_result(folder)
+            if adversarial is not None:
+                adversarial.check(result.read_outcomes())
+        else:
+            result = _carry_out(run, scene, options, adversarial)
         if options.showcase is not None:
             options.watcher.notice("Attacking a few examples again, to show them.")
             models, outcomes = (scene.fast.classifier, scene.classifier), result.read_outcomes()
@@ -215,23 +224,53 @@ def _evaluate(request: Request, registered: Registered, run_dir: str | Path | No
 
 
 def _carry_out(run: Run, scene: Prepared, options: Options, adversarial: AdversarialImages | None) -> Result:
-    """Attack what the run still misses, and fold it into the result."""
-    run.record("fast path", {"measures": scene.fast.measures, "notes": scene.fast.notes})
-    for note in scene.fast.notes:
-        options.watcher.notice(note)
-    work = Execution(
-        run,
-        classifier=scene.classifier,
-        faster=scene.fast.classifier,
-        source=scene.source,
-        slots=scene.slots,
-        watcher=options.watcher,
-        reference=scene.reference,
-    )
-    work.attack(scene.stages, scene.budget, adversarial=adversarial)
-    result = run.merge(environment())
+    """Attack what the run still misses, beside others who do, and fold it into the result."""
+    rank = options.rank or Rank(0, 1)
+    with working(run, first=rank.index == 0, attacks=options.crew is None) as worker:
+        run.record("fast path", {"measures": scene.fast.measures, "notes": scene.fast.notes})
+        for note in scene.fast.notes:
+            options.watcher.notice(note)
+        others = worker.living() - 1
+        if others and options.crew is None:
+            options.watcher.notice(f"Sharing {run.folder} with {others} other process{'es' if others > 1 else ''}.")
+        work = Execution(
+            run,
+            Share(run, worker, expected=rank.size, crew=options.crew),
+            classifier=scene.classifier,
+            faster=scene.fast.classifier,
+            source=scene.source,
+            slots=scene.slots,
+            watcher=options.watcher,
+            reference=scene.reference,
+        )
+        work.attack(scene.stages, scene.budget, adversarial=adversarial)
+        if rank.index:
+            _wait_until(lambda: run.finished, MERGE_SECONDS)
+        result = read_result(run.folder) if run.finished else run.merge(environment())
     options.watcher.end(result)
     return result
+
+
+def _await_plan(folder: Path) -> None:
+    """Wait until rank 0 has planned the run.
+
+    Raises:
+      RunError: it has not, for a long time.
+    """
+    if not _wait_until((folder / "plan.json").exists, PLAN_SECONDS):
+        advice = "Did rank 0 fail? Do all hosts see this folder? Name one that they share with `--run-dir`."
+        found = f"not there after {PLAN_SECONDS:.0f} s"
+        raise RunError(complaint(str(folder), "plan.json", found, "the plan that rank 0 writes", advice))
+
+
+def _wait_until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Wait for something that another process does; False if it did not in this time."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.2)
+    return True
 
 
 def default_folder(plan: Plan, protocol: Protocol) -> Path:
@@ -256,7 +295,8 @@ def _check_same_function(run: Run, model: ModelRecord) -> None:
 def _kept_in(run: Run) -> str | None:
     """Where the run kept its adversarial images when it was last started."""
     starts = [event for event in run.events() if event["event"] == "start"]
-    kept: str | None = starts[-1].get("save_adversarial") if starts else None
+    last = max(starts, key=lambda event: int(event["segment"], 16), default={})
+    kept: str | None = last.get("save_adversarial")
     return kept
 
 
@@ -271,4 +311,8 @@ def _clear(folder: Path) -> None:
         return
     if not (folder / "plan.json").exists():
         raise RunError(complaint(str(folder), "run_dir", "not a run", "a run to start over, or a new folder"))
-    Run.open(folder).clear()
+    run = Run.open(folder)
+    with working(run) as worker:  # on other hosts, the lock that `clear` takes may mean nothing
+        if worker.living() > 1:
+            raise RunError(in_use(folder))
+    run.clear()

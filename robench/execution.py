@@ -1,12 +1,15 @@
 """Carries out a plan: attacks the examples of the missing shards, and writes each shard when it is full.
 
-Not here: checks at the door (`evaluation`), the loop over slots (`attacks.drive`), and files (`runs`).
+Not here: checks at the door (`evaluation`), the loop over slots (`attacks.drive`), which shards other processes make
+(`share`), and files (`runs`).
 """
 
 import contextlib
+import itertools
 import sys
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,14 +27,20 @@ from robench.budgets import Budget
 from robench.classifier import Classifier
 from robench.data import Source
 from robench.data.decoding import naming_dead_workers
-from robench.data.source import Unreadable, check_image, pixel_digest
+from robench.data.source import Unreadable, Views, check_image, pixel_digest
 from robench.environment import environment
 from robench.errors import DataError, RunError, complaint
 from robench.outcome import Outcome
-from robench.progress import Progress, Watcher
+from robench.progress import Progress, Silent, Watcher
 from robench.result import shares
 from robench.runs import Run, Shard
+from robench.share import Share
 from robench.unattacked import Looking
+
+SHOW_SECONDS = 2.0
+"""Between two looks at what other processes have finished, to show it; looking takes at most a fiftieth of the time."""
+LOOKED_AT = 4096
+"""Images that are claimed together without an attack: readers begin anew each time."""
 
 
 class Execution:
@@ -39,6 +48,7 @@ class Execution:
 
     Args:
       run: what is missing, and where it is written.
+      share: which shards this process makes.
       classifier: the user's own model.
       faster: the copy that attacks look at, or the same.
       source: the examples.
@@ -50,6 +60,7 @@ class Execution:
     def __init__(
         self,
         run: Run,
+        share: Share,
         *,
         classifier: Classifier,
         faster: Classifier,
@@ -60,12 +71,14 @@ class Execution:
     ) -> None:
         self.reference = reference
         self.run, self.protocol, self.source = run, run.plan.parsed_protocol(), source
+        self.share, self.in_flight, self.next_look = share, 0, 0.0
+        self.shape: torch.Size | None = None
         self.classifier, self.faster = classifier, faster
         self.slots, self.watcher = slots, watcher
         self.outcomes: dict[int, Outcome] = {}
         self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
         self.prefix, self.clean, self.robust = 0, 0.0, 0.0
-        self.stage = ""
+        self.stage, self.waiting = "", False
         self.began = time.monotonic()
         self.segment = f"{time.time_ns():x}"
         self.adversarial: AdversarialImages | None = None
@@ -79,10 +92,9 @@ class Execution:
           RunError: a shard is damaged, images of finished shards are missing, or a folder cannot be written.
         """
         self.adversarial = adversarial
-        run, missing = self.run, self.run.missing_shards()
-        for index in sorted(set(range(run.plan.shards)) - set(missing)):
-            shard = run.read_shard(index)  # a foreign or edited shard is found now, not after the work
-            self.outcomes.update(zip(run.plan.examples_of(index), shard.outcomes, strict=True))
+        run, missing = self.run, self.share.missing
+        # A foreign or edited shard is found now, not after the work.
+        self._read_shards(set(range(run.plan.shards)) - set(missing))
         if adversarial is not None:
             adversarial.check(self.outcomes.values())
         self.watcher.begin(run.folder, self._progress())
@@ -92,38 +104,75 @@ class Execution:
         details["save_adversarial"] = str(adversarial.folder.resolve()) if adversarial is not None else None
         run.record("start", {**details, "environment": environment()})
         try:
-            if self.protocol.shift is None:
-                self._attack(stages, budget, missing)
-            else:
-                self._look(missing)
+            for shards in self.share.rounds(self._wait):
+                if self.protocol.shift is None:
+                    self._attack(stages, budget, shards)
+                else:
+                    self._look(shards)
         except KeyboardInterrupt:
             with contextlib.suppress(RunError):
                 self._record_cost()
                 run.record("interrupted", {"segment": self.segment})
             raise
+        self.next_look = 0.0
+        self._look_at_others()
+        seconds = {"wall_seconds": self._seconds(), "waited_seconds": round(self.share.waited, 3)}
+        run.record("end", {"segment": self.segment, **seconds})
 
-    def _attack(self, stages: Sequence[AnyStage], budget: Budget, missing: Sequence[int]) -> None:
-        examples = self._examples(missing)
+    def _attack(self, stages: Sequence[AnyStage], budget: Budget, shards: Iterator[int]) -> None:
+        """Attack the examples of shards that are drawn as they are needed."""
+        # Only the driver of our own attacks can be told that there is nothing more for now.
+        patient = self.run.plan.engine == "native" and self.protocol.score.asks is None
+        examples = self._examples(shards, patient=patient)
         stream = self._stream(stages, budget, examples)
         # Closing puts the model back, and ends processes that decode, even while an error is kept.
         with contextlib.closing(examples), contextlib.closing(stream), naming_dead_workers():
             for finished in stream:
+                self.in_flight -= 1
                 self._finish(finished)
 
-    def _look(self, missing: Sequence[int]) -> None:
-        """Show the model the examples of these shards, without an attack."""
-        positions = [position for shard in missing for position in self.run.plan.examples_of(shard)]
+    def _wait(self, shards: int) -> None:
+        """Others have so many shards, and there is nothing else to do."""
+        if not self.waiting:
+            self.waiting = True
+            self.watcher.notice(f"Waiting for other processes, which make the last {shards} shards.")
+        self._look_at_others()
+
+    def _look_at_others(self) -> None:
+        """Read what other processes have finished, now and then, if anyone wants to know."""
+        began = time.monotonic()
+        if began < self.next_look or type(self.watcher) is Silent:
+            return
+        known = {position // self.run.plan.shard_size for position in self.outcomes}
+        new = self.run.finished_shards() - known
+        self._read_shards(new)
+        ended = time.monotonic()
+        self.next_look = ended + max(SHOW_SECONDS, 50 * (ended - began))
+        if new:
+            self.watcher.update(self._progress())
+
+    def _read_shards(self, shards: Iterable[int]) -> None:
+        for index in sorted(shards):
+            shard = self.run.read_shard(index)
+            self.outcomes.update(zip(self.run.plan.examples_of(index), shard.outcomes, strict=True))
+
+    def _look(self, shards: Iterator[int]) -> None:
+        """Show the model the examples of these shards, without an attack; some shards at a time."""
+        views = len(self.source.view_names) if isinstance(self.source, Views) else 1
+        together = max(LOOKED_AT // (views * self.run.plan.shard_size), 1)
         looking = Looking(self.protocol, self.classifier, self.source, slots=self.slots, reference=self.reference)
-        stream = looking.outcomes(positions, on_pixels=self._add_pixels, on_event=self._event)
-        with contextlib.closing(stream), self.classifier.frozen(), naming_dead_workers():
-            for position, outcome in stream:
-                self._settle(position, outcome)
+        while drawn := list(itertools.islice(shards, together)):
+            positions = [position for shard in drawn for position in self.run.plan.examples_of(shard)]
+            stream = looking.outcomes(positions, on_pixels=self._add_pixels, on_event=self._event)
+            with contextlib.closing(stream), self.classifier.frozen(), naming_dead_workers():
+                for position, outcome in stream:
+                    self._settle(position, outcome)
 
     def _add_pixels(self, position: int, digest: int) -> None:
         self.pixels[position // self.run.plan.shard_size] += digest
 
     def _stream(
-        self, stages: Sequence[AnyStage], budget: Budget, examples: Iterator[Example]
+        self, stages: Sequence[AnyStage], budget: Budget, examples: Iterator[Any]
     ) -> Generator[Finished, None, None]:
         """Outcomes as they become final, from our own attacks or the reference's."""
         whole = [stage.attack for stage in stages if isinstance(stage, WholeStage)]
@@ -157,34 +206,58 @@ class Execution:
             return drive_whole(whole[0], self.faster, examples, **settings)
         return drive(ours, self.faster, examples, **settings)
 
-    def _examples(self, shards: Sequence[int]) -> Generator[Example, None, None]:
-        """Examples of these shards, read as the driver asks for them."""
-        positions = [position for shard in shards for position in self.run.plan.examples_of(shard)]
-        images = self.source.images(positions)
+    def _examples(self, shards: Iterator[int], *, patient: bool) -> Generator[Example | None, None, None]:
+        """Examples of these shards, read as the driver asks for them.
+
+        A patient driver is told None where the next shard is left to other processes for now.
+        """
+        plan = self.run.plan
+        drawn: deque[int] = deque()  # positions on their way through the reader
+
+        def positions() -> Iterator[int]:
+            for shard in shards:
+                for position in plan.examples_of(shard):
+                    drawn.append(position)
+                    yield position
+
+        asked = positions()
+        images = iter(self.source.images(asked))
         try:
-            yield from self._checked(positions, images)
+            while True:
+                begins = not drawn or drawn[0] % plan.shard_size == 0
+                if patient and begins and self.in_flight and self.share.holds_back(self.in_flight):
+                    yield None
+                    continue
+                image = next(images, None)
+                if image is None:
+                    break
+                example = self._checked(drawn.popleft(), image)
+                if example is not None:
+                    self.in_flight += 1
+                    yield example
+            if drawn or next(asked, None) is not None:
+                raise DataError(complaint(self.source.name, "images", "too few", "one for each position asked for"))
         finally:
             if isinstance(images, Generator):  # a source of the user's may be any iterator
                 images.close()
 
-    def _checked(self, positions: Sequence[int], images: Iterator[Tensor | Unreadable]) -> Iterator[Example]:
-        shape: torch.Size | None = None
-        for position, image in zip(positions, images, strict=True):
-            example = self.source.ids[position]
-            if isinstance(image, Unreadable):
-                self.watcher.notice(image.reason)
-                unread = _unread(position, example, self.source.labels[position], image)
-                asked = self.protocol.score.asks is not None
-                self._finish(replace(unread, clean_right=0, attacked_right=0) if asked else unread)
-                continue
-            check_image(image, example)
-            shape = shape or image.shape
-            if image.shape != shape:
-                raise DataError(
-                    complaint(example, "image", f"of shape {tuple(image.shape)}", f"{tuple(shape)}, as before")
-                )
-            self._add_pixels(position, pixel_digest(example, image))
-            yield Example(position, example, self.source.labels[position], image)
+    def _checked(self, position: int, image: Tensor | Unreadable) -> Example | None:
+        """An example whose image is fit for attack; one that cannot be read is finished instead."""
+        example, label = self.source.ids[position], self.source.labels[position]
+        if isinstance(image, Unreadable):
+            self.watcher.notice(image.reason)
+            unread = _unread(position, example, label, image)
+            asked = self.protocol.score.asks is not None
+            self._finish(replace(unread, clean_right=0, attacked_right=0) if asked else unread)
+            return None
+        check_image(image, example)
+        self.shape = self.shape or image.shape
+        if image.shape != self.shape:
+            raise DataError(
+                complaint(example, "image", f"of shape {tuple(image.shape)}", f"{tuple(self.shape)}, as before")
+            )
+        self._add_pixels(position, pixel_digest(example, image))
+        return Example(position, example, label, image)
 
     def _finish(self, finished: Finished) -> None:
         if self.adversarial is not None:
@@ -198,21 +271,26 @@ class Execution:
         positions = self.run.plan.examples_of(shard)
         if all(position in self.outcomes for position in positions):
             outcomes = [self.outcomes[position] for position in positions]
+            self._record_cost(shard=shard)  # before the shard: who finds the last one there sums up what it cost
             self.run.write_shard(Shard(shard, outcomes, self.pixels[shard] % 2**256))
-            self._record_cost()
+        self._look_at_others()
         self.watcher.update(self._progress())
 
-    def _record_cost(self) -> None:
+    def _seconds(self) -> float:
+        return round(time.monotonic() - self.began, 3)
+
+    def _record_cost(self, **more: int) -> None:
         models = {id(model): model for model in (self.classifier, self.faster)}.values()
         device = self.classifier.device
         details = {
             "segment": self.segment,
-            "wall_seconds": round(time.monotonic() - self.began, 3),
+            "wall_seconds": self._seconds(),
             "forward": sum(model.passes.forward for model in models),
             "backward": sum(model.passes.backward for model in models),
             "peak_memory_bytes": _peak_memory(device),
             "device": _device_name(device),
             "slots": self.slots,
+            **more,
         }
         self.run.record("progress", details)
 

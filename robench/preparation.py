@@ -38,13 +38,16 @@ from robench.progress import Silent, Watcher
 from robench.protocol import Protocol
 from robench.registry import Registered
 from robench.runs import Plan, PlannedData, run_key
+from robench.share import Crew, Rank
 from robench.showcase import Showcase
 from robench.unattacked import Reading, check_textures
 from robench.zoo import Loaded
 from robench.zoo import resolve as resolve_model
 
-SHARD_SIZE = 64
-"""Examples that are written to disk together."""
+SHARD_SIZE = 16
+"""Examples written to disk together where they are attacked: the smallest batch that keeps its bits on a CPU."""
+QUICK_SHARD_SIZE = 64
+"""The same where nothing is attacked, or where a randomised model is asked, whose seeds go by shard."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +59,8 @@ class Options:
       weights: safetensors file for a named model.
       textures: folder with the textures that the protocol pastes; others than its own make the result unofficial.
       fresh: start over instead of resuming or reusing the run in this folder.
-      shard_size: examples written to disk together.
+      shard_size: examples written to disk together, and the least that a process takes of a shared run; by default
+        16, and 64 where nothing is attacked or the model is randomised.
       engine: `native`, or `reference` for AutoAttack and its stages by pyautoattack: no resuming inside a
         run, all images in memory, steps unknown.
       fast_path: let attacks look at a faster copy of a module, once it is seen to give the same answers.
@@ -68,13 +72,16 @@ class Options:
       save_adversarial: folder for the confirmed adversarial images, one `.npy` for each fooled example
         (`robench.adversarial`); several protocols get a sub-folder each.
       showcase: is filled with a few examples to look at.
+      rank: which of several processes this is that were started together and share the run; rank 0 plans it, and
+        the others wait for that. Processes that were started apart share a run without being told.
+      crew: who attacks instead of this process, which then plans, watches and merges (`robench.cluster`).
     """
 
     name: str | None = None
     weights: str | Path | None = None
     textures: str | Path | None = None
     fresh: bool = False
-    shard_size: int = SHARD_SIZE
+    shard_size: int | None = None
     engine: Literal["native", "reference"] = "native"
     fast_path: bool = True
     compile: bool = False
@@ -84,6 +91,8 @@ class Options:
     reference_weights: str | Path | None = None
     save_adversarial: str | Path | None = None
     showcase: Showcase | None = None
+    rank: Rank | None = None
+    crew: Crew | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -209,7 +218,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             reference=stated,
             reference_weights=_resolved(options.reference_weights),
             data=data,
-            shard_size=options.shard_size,
+            shard_size=options.shard_size or default_shard_size(protocol),
             attack_revision=REVISION,
             engine=options.engine,
             fast_path=fast.measures,
@@ -239,6 +248,11 @@ def _measures(options: Options, protocol: Protocol) -> tuple[str, ...]:
     if protocol.attack is None or asked or not options.fast_path or options.engine == "reference":
         return ()
     return (*MEASURES, COMPILED) if options.compile else MEASURES
+
+
+def default_shard_size(protocol: Protocol) -> int:
+    """Examples written together where the caller does not say."""
+    return SHARD_SIZE if protocol.attack is not None and protocol.score.asks is None else QUICK_SHARD_SIZE
 
 
 def _draws(protocol: Protocol) -> int | None:

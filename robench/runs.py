@@ -2,14 +2,17 @@
 
 A run is a folder: `plan.json` (written first), `shards/000123.csv` (outcomes of neighbouring examples,
 written whole or not at all), `events.jsonl`. It may be killed at any moment and resumed. When all
-shards are there, `merge` writes `outcomes.csv.gz`, `result.json` and `cost.json` from them.
+shards are there, `merge` writes `outcomes.csv.gz`, `result.json` and `cost.json` from them. Several processes
+may write to one run (`claims`): every file is written whole, or by one process alone.
 
-Not here: how outcomes come about (`evaluation`).
+Not here: how outcomes come about (`evaluation`), and who makes which shard (`claims`).
 """
 
 import hashlib
 import json
 import os
+import secrets
+import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -155,10 +158,15 @@ class Shard:
 
 
 class Run:
-    """A run folder that this process may write to; get one with `create` or `open`."""
+    """A run folder that this process may write to; get one with `create` or `open`.
+
+    Attributes:
+      journal: where this process records events.
+    """
 
     def __init__(self, folder: Path, plan: Plan) -> None:
         self.folder, self.plan = folder, plan
+        self.journal = folder / "events.jsonl"
 
     @classmethod
     def create(cls, folder: Path, plan: Plan) -> "Run":
@@ -167,17 +175,16 @@ class Run:
         Raises:
           RunError: the folder holds another run, or cannot be written.
         """
-        if (folder / "plan.json").exists():
-            run = cls.open(folder)
-            if run.plan.key != plan.key:
-                advice = "Choose another `run_dir`, or use `--fresh` to start over here."
-                raise RunError(complaint(str(folder), "run key", run.plan.key, f"{plan.key} for this call", advice))
-            return run
-        content = plan.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
-        with writing(folder):
-            (folder / "shards").mkdir(parents=True, exist_ok=True)
-            write_whole(folder / "plan.json", content)
-        return cls(folder, plan)
+        if not (folder / "plan.json").exists():
+            content = plan.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
+            with writing(folder):
+                (folder / "shards").mkdir(parents=True, exist_ok=True)
+                write_whole(folder / "plan.json", content, first=True)
+        run = cls.open(folder)  # another process may have been quicker
+        if run.plan.key != plan.key:
+            advice = "Choose another `run_dir`, or use `--fresh` to start over here."
+            raise RunError(complaint(str(folder), "run key", run.plan.key, f"{plan.key} for this call", advice))
+        return run
 
     @classmethod
     def open(cls, folder: Path) -> "Run":
@@ -205,17 +212,31 @@ class Run:
         Raises:
           RunError: another process is working on this run.
         """
+        with self._lock(shared=False):
+            yield
+
+    @contextmanager
+    def shared(self) -> Iterator[None]:
+        """Work on the run beside others who do; nobody can start over meanwhile.
+
+        Raises:
+          RunError: another process is starting over.
+        """
+        with self._lock(shared=True):
+            if not (self.folder / "plan.json").exists():
+                raise RunError(in_use(self.folder))
+            yield
+
+    @contextmanager
+    def _lock(self, *, shared: bool) -> Iterator[None]:
         with writing(self.folder):
             file = (self.folder / "lock").open("w")
         with file:
             if fcntl is not None:
                 try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 except OSError as error:
-                    message = complaint(
-                        str(self.folder), "run", "in use", "no other process on this run", "Wait for it, or stop it."
-                    )
-                    raise RunError(message) from error
+                    raise RunError(in_use(self.folder)) from error
             yield
 
     def clear(self) -> None:
@@ -227,6 +248,8 @@ class Run:
         with self.locked(), writing(self.folder):
             for path in (self.folder / "shards").glob("*.csv"):
                 path.unlink()
+            for folder in ("claims", "workers"):
+                shutil.rmtree(self.folder / folder, ignore_errors=True)
             for name in ("result.json", "cost.json", "outcomes.csv.gz", "events.jsonl", "plan.json"):
                 (self.folder / name).unlink(missing_ok=True)
 
@@ -239,9 +262,14 @@ class Run:
         """File of a shard."""
         return self.folder / "shards" / f"{index:06d}.csv"
 
+    def finished_shards(self) -> set[int]:
+        """Shards that have a file."""
+        files = (self.folder / "shards").glob("[0-9]*.csv")
+        return {int(path.stem) for path in files if path.stem.isdecimal()} & set(range(self.plan.shards))
+
     def missing_shards(self) -> list[int]:
         """Shards that have no file yet."""
-        return [index for index in range(self.plan.shards) if not self.shard_path(index).exists()]
+        return sorted(set(range(self.plan.shards)) - self.finished_shards())
 
     def write_shard(self, shard: Shard) -> None:
         """Write a shard, whole or not at all.
@@ -299,24 +327,25 @@ class Run:
         return Shard(index, outcomes, pixels)
 
     def record(self, event: str, details: Mapping[str, Any]) -> None:
-        """Append a line to `events.jsonl`.
+        """Append a line to the journal of this process.
 
         Raises:
           RunError: the disk is full or the folder cannot be written.
         """
-        path = self.folder / "events.jsonl"
+        path = self.journal
         with writing(self.folder), path.open("ab+") as file:
             # A line that was cut by a kill must not swallow this one.
             torn = file.tell() > 0 and not _ends_line(path)
             file.write((b"\n" if torn else b"") + json.dumps({"event": event, **details}).encode() + b"\n")
 
     def events(self) -> list[dict[str, Any]]:
-        """The lines of `events.jsonl`; one that was cut by a kill is left out."""
-        path = self.folder / "events.jsonl"
+        """The lines of `events.jsonl`, then those of other workers; one that was cut by a kill is left out."""
         events: list[dict[str, Any]] = []
-        for line in path.read_bytes().splitlines() if path.exists() else []:
-            with suppress(ValueError):
-                events.append(json.loads(line))
+        for path in (self.folder / "events.jsonl", *sorted((self.folder / "workers").glob("*.jsonl"))):
+            with suppress(FileNotFoundError):  # a worker that leaves takes an empty journal with it
+                for line in path.read_bytes().splitlines():
+                    with suppress(ValueError):
+                        events.append(json.loads(line))
         return events
 
     def merge(self, environment: dict[str, str]) -> Result:
@@ -414,19 +443,47 @@ def _ends_line(path: Path) -> bool:
         return file.read(1) == b"\n"
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Write next to `path`, flush to the disk, and rename: the file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")  # a file name has at most 255 bytes
+def in_use(folder: Path) -> str:
+    """What is said to who wants a run for himself while others work on it."""
+    return complaint(str(folder), "run", "in use", "no other process on this run", "Wait for it, or stop it.")
+
+
+def write_whole(path: Path, content: bytes, *, first: bool = False) -> None:
+    """Write next to `path`, flush to the disk, and rename: the file is there whole or not at all.
+
+    Args:
+      path: of the file.
+      content: what it will hold.
+      first: leave a file that is already there as it is.
+    """
+    # A file name has at most 255 bytes; process numbers repeat on another host.
+    temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}-{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        if first:
+            _place_first(temporary, path)
+        else:
+            temporary.replace(path)
     except BaseException:
         with suppress(OSError):
             temporary.unlink()
         raise
+
+
+def _place_first(temporary: Path, path: Path) -> None:
+    """Rename unless the name is taken, as far as the file system can."""
+    try:
+        path.hardlink_to(temporary)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without hard links: the last of several that come at once wins
+        if not path.exists():
+            temporary.replace(path)
+            return
+    temporary.unlink()
 
 
 @contextmanager

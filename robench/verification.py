@@ -81,8 +81,8 @@ def tail(least: int, trials: int, rate: float) -> float:
     """Chance of at least so many successes in independent trials.
 
     Example:
-      >>> round(tail(11, 300, 0.01), 5)
-      0.00027
+      >>> round(tail(11, 300, 0.01), 6)
+      0.000265
     """
     if least <= 0 or rate == 1:
         return float(least <= trials)

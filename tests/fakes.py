@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from robench.attacks.drive import Example
 from robench.data.textures import TextureDictionary, write_textures
+from robench.outcome import Outcome
 
 
 class Linear(nn.Module):
@@ -60,6 +61,11 @@ def labelled_by(model: nn.Module, images: Tensor) -> list[Example]:
         dtype = next(model.parameters()).dtype
         labels: list[int] = model(images.to(dtype)).argmax(dim=1).tolist()
     return examples(images, labels)
+
+
+def many_outcomes(count: int) -> list[Outcome]:
+    """Outcomes of examples that all survive."""
+    return [Outcome(f"e{position}", 0, 0, 0, 1.0, 0.5) for position in range(count)]
 
 
 def noise_textures(classes: int = 4, count: int = 2, size: int = 8) -> TextureDictionary:

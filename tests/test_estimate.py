@@ -6,8 +6,8 @@ import torch
 from typer.testing import CliRunner
 
 import robench
-from robench.cli.estimate import duration
 from robench.cli.main import app
+from robench.cli.screen import duration
 from robench.data.mini import attack_set
 from robench.errors import ProtocolError
 from robench.estimate import estimate

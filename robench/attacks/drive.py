@@ -45,7 +45,7 @@ class _Claim:
 def drive(
     stages: Sequence[Stage],
     classifier: Looked,
-    source: Iterable[Example],
+    source: Iterable[Example | None],
     *,
     budget: Budget,
     seed: int = 0,
@@ -58,7 +58,8 @@ def drive(
     Args:
       stages: the cascade; none only classifies the clean images.
       classifier: the model that attacks look at.
-      source: examples, read only as slots come free.
+      source: examples, read only as slots come free; None says that there are no more for now, and may be asked
+        again once an outcome is final.
       budget: what the attacks may change.
       seed: of the examples' random numbers.
       slots: examples attacked at a time.
@@ -99,19 +100,18 @@ class _Driver:
         self.silent: set[str] = set()
         self.depth = -1
 
-    def run(self, source: Iterator[Example]) -> Iterator[Finished]:
+    def run(self, source: Iterator[Example | None]) -> Iterator[Finished]:
         while True:
-            depth = self._next_depth()
+            depth = self._full_depth()
+            if depth is None and (self.exhausted or not self._admit(source)):
+                depth = self._shallowest_depth()
+                if depth is None and self.claims:
+                    self._settle()
+                elif depth is None and self.exhausted and not self.ready:
+                    return
             if depth is not None:
                 self._tell_where(depth)
                 self._advance(depth)
-            elif not self.exhausted:
-                self._admit(source)
-            elif self.claims:
-                self._settle()
-            else:
-                yield from self.ready
-                return
             while self.ready:
                 yield self.ready.popleft()
 
@@ -121,25 +121,26 @@ class _Driver:
             self.on_event("stage", {"attack": self.pools[depth].stage.attack.name, "examples": self.pools[depth].work})
         self.depth = depth
 
-    def _next_depth(self) -> int | None:
-        """The deepest pool that can fill its slots; at the end, the shallowest that has work."""
-        for depth in reversed(range(len(self.pools))):
-            if self.pools[depth].work >= self.slots:
-                return depth
-        if self.exhausted:
-            return next((depth for depth, pool in enumerate(self.pools) if pool.work), None)
-        return None
+    def _full_depth(self) -> int | None:
+        """The deepest pool that can fill its slots."""
+        return next((depth for depth in reversed(range(len(self.pools))) if self.pools[depth].work >= self.slots), None)
 
-    def _admit(self, source: Iterator[Example]) -> None:
-        """Read the next batch, classify it clean, and queue what the model gets right."""
+    def _shallowest_depth(self) -> int | None:
+        """Where to go on when nothing more comes: the shallowest pool that has work."""
+        return next((depth for depth, pool in enumerate(self.pools) if pool.work), None)
+
+    def _admit(self, source: Iterator[Example | None]) -> bool:
+        """Read the next batch, classify it clean, and queue what the model gets right; False if there is none now."""
         batch: list[Example] = []
+        self.exhausted = True
         for example in source:
-            batch.append(example)
-            if len(batch) == self.slots:
+            if example is not None:
+                batch.append(example)
+            if example is None or len(batch) == self.slots:
+                self.exhausted = False
                 break
-        self.exhausted = len(batch) < self.slots
         if not batch:
-            return
+            return False
         device = self.classifier.device
         images = torch.stack([example.image for example in batch]).to(device)
         labels = torch.tensor([example.label for example in batch], device=device)
@@ -156,6 +157,7 @@ class _Driver:
                 self.ready.append(record.finished())
             else:
                 self.pools[0].waiting.append((record, None))
+        return True
 
     def _advance(self, depth: int) -> None:
         """One ask and tell of one pool."""

@@ -89,7 +89,7 @@ AnyStage = Stage | WholeStage
 def drive_whole(
     attack: WholeAttack,
     classifier: Classifier,
-    source: Iterable[Example],
+    source: Iterable[Example | None],
     *,
     budget: Ball,
     seed: int = 0,
@@ -108,7 +108,7 @@ def drive_whole(
     Args:
       attack: the attack.
       classifier: the model that it looks at; small batches are not padded.
-      source: examples, read `slots` at a time.
+      source: examples, read `slots` at a time; None as in `drive`.
       budget: inside which images count.
       seed: of the examples' random numbers.
       slots: clean images classified at a time.
@@ -119,9 +119,10 @@ def drive_whole(
     own = confirm or classifier
     read: dict[int, Example] = {}
 
-    def remembered() -> Iterator[Example]:
+    def remembered() -> Iterator[Example | None]:
         for example in source:
-            read[example.index] = example
+            if example is not None:
+                read[example.index] = example
             yield example
 
     classified = drive((), classifier, remembered(), budget=budget, slots=slots, confirm=own, on_event=on_event)

@@ -5,7 +5,7 @@ import dataclasses
 from rich.table import Table
 from rich.text import Text
 
-from robench.cli.screen import out, print_json
+from robench.cli.screen import duration, out, print_json
 from robench.estimate import Estimate
 
 
@@ -31,11 +31,3 @@ def show_estimates(estimates: list[Estimate], json: bool) -> None:
             rates.append(f"{each.single_rate:.0f} one at a time, as this attack looks")
         note = f"{', '.join(rates)}, {each.slots} at a time; clean {100 * each.clean:.0f} % of the first images."
         out.print(f"{note} Images that fall end early, so it mostly takes less.", markup=False)
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: `45 s`, `12 min`, `3.4 h`, `2.1 days`."""
-    for limit, unit, size in ((90, "s", 1), (90 * 60, "min", 60), (36 * 3600, "h", 3600)):
-        if seconds < limit:
-            return f"{seconds / size:.0f} {unit}" if unit != "h" else f"{seconds / size:.1f} h"
-    return f"{seconds / 86400:.1f} days"

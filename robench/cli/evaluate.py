@@ -1,5 +1,6 @@
 """`robench evaluate` and `robench resume`: run, show progress, print the result."""
 
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,11 +12,12 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from robench.cli.ranks import check_ranks, device_of, rank_of
 from robench.cli.screen import bar, err, out, print_json
 from robench.cli.shifts import derived_table, grid, show_effective_robustness
 from robench.errors import RunError, complaint
 from robench.figures import check_figure, draw_radii, draw_result
-from robench.progress import Progress
+from robench.progress import Progress, Silent
 from robench.registry import load_protocol
 from robench.result import Metric, Result, percent, wilson
 
@@ -108,26 +110,33 @@ def evaluate(
         str | None, typer.Option(help="Robust accuracy at these radii, such as `0,1/255,4/255`; never ranked.")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the result: a .png, .svg or .pdf file.")] = None,
+    executor: Annotated[str, typer.Option(help="`local`, or `ray`: attack in processes that Ray places.")] = "local",
+    processes: Annotated[int, typer.Option(min=1, help="Processes that Ray starts.")] = 1,
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default one on this machine.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Evaluate a model under one or more protocols; the same call again resumes or reuses the run."""
     from robench.cli.estimate import show_estimates
+    from robench.cluster import crew_of
     from robench.curves import radius_curve
     from robench.estimate import estimate as expect
     from robench.evaluation import Options
     from robench.evaluation import evaluate as run
     from robench.showcase import Showcase
 
-    if estimate and radii is not None:
-        advice = "Each radius costs at most what the protocol does."
-        raise RunError(complaint("evaluate", "--estimate", "beside `--radii`", "one of the two", advice))
+    rank = rank_of(os.environ)
+    follows = rank is not None and rank.index > 0
+    check_ranks(rank, fresh=fresh, estimate=estimate)
+    _check_together(estimate=estimate, radii=radii)
     if figure is not None:
         check_figure(figure, protocols=[load_protocol(each) for each in protocols] if radii is None else ())
+    figure = None if follows else figure  # rank 0 draws
     attacked = radii is None and any(load_protocol(each).attack is not None for each in protocols)
     showcase = Showcase() if figure is not None and attacked else None
     chosen: Any = protocols if len(protocols) > 1 else protocols[0]
-    arguments: Any = {"data": data, "limit": limit, "run_dir": run_dir, "device": device, "batch_size": batch_size}
-    with _shown() as screen:
+    arguments: Any = {"data": data, "limit": limit, "run_dir": run_dir, "batch_size": batch_size}
+    arguments["device"] = device_of(rank, device)
+    with _shown() as screen, crew_of(executor, processes, address, device=device) as crew:
         arguments["options"] = Options(
             name=name,
             weights=weights,
@@ -137,12 +146,16 @@ def evaluate(
             engine=engine,  # type: ignore[arg-type]  # checked at the door, with a message
             fast_path=fast_path,
             compile=compiled,
-            watcher=screen,
+            watcher=Silent() if follows else screen,
             save_adversarial=save_adversarial,
             showcase=showcase,
             clean=clean,
             reference_weights=reference_weights,
+            rank=rank,
+            crew=crew,
         )
+        if crew is not None:
+            crew.take_on(model, **arguments)
         if estimate:
             del arguments["run_dir"]
             estimates = [expect(model, each, **arguments) for each in protocols]
@@ -150,17 +163,24 @@ def evaluate(
             curve = radius_curve(model, chosen, radii.split(","), **arguments)
         else:
             results = run(model, chosen, **arguments)
+    if follows:
+        return
     if estimate:
         show_estimates(estimates, json)
-        return
-    if radii is not None:
+    elif radii is not None:
         if figure is not None:
             draw_radii(figure, curve)
         _report_curve(curve, json)
-        return
-    if figure is not None:
-        draw_result(figure, results, showcase.exhibits if showcase is not None else ())
-    _report(results if isinstance(results, list) else [results], json)
+    else:
+        if figure is not None:
+            draw_result(figure, results, showcase.exhibits if showcase is not None else ())
+        _report(results if isinstance(results, list) else [results], json)
+
+
+def _check_together(*, estimate: bool, radii: str | None) -> None:
+    if estimate and radii is not None:
+        advice = "Each radius costs at most what the protocol does."
+        raise RunError(complaint("evaluate", "--estimate", "beside `--radii`", "one of the two", advice))
 
 
 def resume(

@@ -13,8 +13,10 @@ from robench.cli.doctor import doctor
 from robench.cli.evaluate import evaluate, resume
 from robench.cli.export import export
 from robench.cli.leaderboard import leaderboard
+from robench.cli.ranks import guard
 from robench.cli.screen import err
 from robench.cli.submit import submit
+from robench.cli.sweep import estimate, sweep
 from robench.cli.textures import textures
 from robench.cli.train import train
 from robench.cli.validate import validate
@@ -34,6 +36,8 @@ for command in (
     show,
     evaluate,
     resume,
+    sweep,
+    estimate,
     compare,
     submit,
     validate,
@@ -59,6 +63,8 @@ def _robench() -> None:
 def main() -> None:
     """Run the command line."""
     try:
+        if sys.argv[1:2] == ["evaluate"]:
+            guard()
         app()
     except RobenchError as error:
         err.print(f"error: {error}", style="red", markup=False)

@@ -4,13 +4,14 @@ The files are read by torch's `DataLoader`. Workers send bytes through pipes, no
 which containers keep small, and the main process turns them into floats. Not here: one file (`images.py`).
 """
 
+import itertools
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -68,21 +69,26 @@ class Decoder:
     crop: int
     workers: int | None = None
 
-    def images(self, files: Sequence[ImageFile]) -> Iterator[Tensor | Unreadable]:
+    def images(self, files: Iterable[ImageFile]) -> Iterator[Tensor | Unreadable]:
         """The images, in order, read a little ahead of the caller; none is kept.
 
+        Args:
+          files: drawn as they are read; by workers at most `FEW` and two batches for each ahead.
         Raises:
           DataError: a worker died.
         """
         for decoded in self.pixels(files):
             yield decoded if isinstance(decoded, Unreadable) else as_image(decoded)
 
-    def pixels(self, files: Sequence[ImageFile]) -> Iterator[NDArray[np.uint8] | Unreadable]:
+    def pixels(self, files: Iterable[ImageFile]) -> Iterator[NDArray[np.uint8] | Unreadable]:
         """The same as bytes, uint8, shape (3, crop, crop)."""
         workers = default_workers() if self.workers is None else self.workers
-        if workers == 0 or len(files) < FEW:
-            return self._near(files)
-        return in_workers(_Files(self, files), workers, together=_BATCH)
+        drawn = iter(files)
+        first = list(itertools.islice(drawn, FEW if workers else 0))
+        every = itertools.chain(first, drawn)
+        if len(first) < FEW:
+            return self._near(every)
+        return in_workers(_Files(self), every, workers, together=_BATCH)
 
     def decode(self, file: ImageFile) -> _Decoded:
         """The bytes of one image, shape (3, crop, crop), or why there are none."""
@@ -92,21 +98,18 @@ class Decoder:
         except DataError as error:
             return Unreadable(str(error))
 
-    def _near(self, files: Sequence[ImageFile]) -> Iterator[_Decoded]:
+    def _near(self, files: Iterable[ImageFile]) -> Iterator[_Decoded]:
         return (self.decode(file) for file in files)
 
 
 class _Files(Dataset[_Decoded]):
-    """Files as a `DataLoader` wants them."""
+    """Files as a `DataLoader` wants them: whatever is asked for."""
 
-    def __init__(self, decoder: Decoder, files: Sequence[ImageFile]) -> None:
-        self._decoder, self._files = decoder, files
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
 
-    def __len__(self) -> int:
-        return len(self._files)
-
-    def __getitem__(self, position: int) -> _Decoded:
-        return self._decoder.decode(self._files[position])
+    def __getitem__(self, file: ImageFile) -> _Decoded:
+        return self._decoder.decode(file)
 
 
 def default_workers() -> int:
@@ -132,17 +135,18 @@ def naming_dead_workers() -> Iterator[None]:
         raise DataError(complaint("decoding", "workers", f"dying ({found})", "living processes", advice)) from error
 
 
-def in_workers(items: Dataset[T], workers: int, *, together: int) -> Iterator[T]:
+def in_workers(items: Dataset[T], keys: Iterable[Any], workers: int, *, together: int) -> Iterator[T]:
     """Items of a data set, in order, each made by one of several worker processes.
 
     Args:
-      items: what is made by asking for it; it has a length.
+      items: what is made by asking for it.
+      keys: what is asked for; drawn a little ahead of the caller.
       workers: processes, at least one; each computes in one thread.
       together: items that a worker makes between two messages.
     Raises:
       DataError: a worker died.
     """
-    batches = _start(items, workers, together)
+    batches = _start(items, keys, workers, together)
     try:
         with naming_dead_workers():
             for batch in batches:
@@ -152,15 +156,16 @@ def in_workers(items: Dataset[T], workers: int, *, together: int) -> Iterator[T]
         batches._shutdown_workers()
 
 
-def _start(items: Dataset[T], workers: int, together: int) -> Any:
+def _start(items: Dataset[T], keys: Iterable[Any], workers: int, together: int) -> Any:
     """The batches of a loader, and its workers at work."""
+    drawn = iter(keys)
     with warnings.catch_warnings(), _deaf_to_interrupts():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the caller chose the number
         # Python 3.12 warns of forks beside threads. Workers touch none of torch's threads.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         loader = DataLoader(
             items,
-            batch_size=together,
+            batch_sampler=iter(lambda: list(itertools.islice(drawn, together)), []),
             num_workers=workers,
             collate_fn=_as_they_are,
             worker_init_fn=_leave_with_parent,

@@ -74,7 +74,7 @@ class FileSource:
 
     def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
         tree = self._tree
-        return self.decoder.images([tree.file(self.examples[position].file) for position in positions])
+        return self.decoder.images(tree.file(self.examples[position].file) for position in positions)
 
     def file(self, position: int) -> ImageFile:
         """The file of an example."""

@@ -57,7 +57,8 @@ class Source(Protocol):
     def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
         """Images at these positions, in this order, float32 in [0, 1], shape (3, H, W).
 
-        They are read one by one as the caller asks; none is kept.
+        They are read one by one as the caller asks; none is kept. Positions are drawn no further ahead than
+        reading needs: to draw one may claim it, and others are then left without.
         """
         ...
 

@@ -130,7 +130,11 @@ def _write_copies(copies: "_Copies", workers: int | None, on_image: Callable[[],
     processes = default_workers() if workers is None else workers
     _prepare(copies.manifest)
     parts: Iterator[int | _Unread | _Failed]
-    parts = in_workers(copies, processes, together=1) if processes else (copies[at] for at in range(len(copies)))
+    parts = (
+        in_workers(copies, range(len(copies)), processes, together=1)
+        if processes
+        else (copies[at] for at in range(len(copies)))
+    )
     files, unreadable = 0, []
     for part in parts:
         if isinstance(part, _Failed):

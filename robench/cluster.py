@@ -1,0 +1,138 @@
+"""Workers of a run on a Ray cluster: Ray places them and starts them again, the run folder does the rest.
+
+Not here: how workers share a run (`share`), and sweeps over many runs (`sweep`).
+"""
+
+import importlib
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robench.errors import RobenchError, RunError, complaint, did_you_mean
+from robench.evaluation import evaluate
+from robench.progress import Silent
+from robench.runs import Run
+from robench.share import Rank
+
+EXECUTORS = ("local", "ray")
+RETRIES = 3
+"""So often Ray starts a task again whose worker was lost."""
+KEPT = "What is finished is kept: the same command goes on."
+
+
+@contextmanager
+def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[Any]:
+    """The `ray` module, connected; what was started here is ended again.
+
+    Args:
+      address: of a cluster; None starts one on this machine.
+      cpus: tasks that fit beside one another on a cluster started here.
+    Raises:
+      RunError: Ray is not installed, or there is no cluster at the address.
+    """
+    try:
+        ray: Any = importlib.import_module("ray")
+    except ImportError as error:
+        advice = "Install it: `pip install robench[ray]`."
+        raise RunError(complaint("robench", "ray", "not installed", "the package", advice)) from error
+    if ray.is_initialized():
+        yield ray
+        return
+    # No dashboard and no figures of usage, so that it starts quickly; workers import what this process can.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if address is None else {"address": address}
+    try:
+        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
+        environment = {"env_vars": {"PYTHONPATH": paths}}
+        ray.init(log_to_driver=False, runtime_env=environment, **local)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        found = f"`{address}` ({' '.join(str(error).split())[:200]})"
+        raise RunError(complaint("ray", "address", found, "a cluster that can be reached")) from error
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+class RayCrew:
+    """Ray tasks that make the shards of a run; each is one worker on its folder, which all hosts must see.
+
+    Args:
+      ray: the module, connected.
+      processes: tasks.
+      gpus: of each task; a fraction lets several share one.
+    """
+
+    def __init__(self, ray: Any, processes: int, *, gpus: float = 0.0) -> None:
+        self._ray, self._processes, self._gpus = ray, processes, gpus
+        self._work: tuple[Any, dict[str, Any]] | None = None
+        self._tasks: list[Any] = []
+
+    def take_on(self, model: Any, **arguments: Any) -> None:
+        """Say what `robench.evaluate` is called with: a name, or what Ray can pickle, and the rest."""
+        self._work = model, {name: value for name, value in arguments.items() if name != "run_dir"}
+
+    def start(self, run: Run) -> None:
+        assert self._work is not None, "a crew takes on its work first"
+        model, arguments = self._work
+        protocol = run.plan.parsed_protocol()
+        task = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=RETRIES)(_attack)
+        for index in range(self._processes):
+            rank = Rank(index + 1, self._processes)  # rank 0 is here, and does not attack
+            options = replace(arguments["options"], crew=None, watcher=Silent(), showcase=None, rank=rank)
+            chosen = {**arguments, "options": options, "run_dir": str(run.folder.resolve())}
+            self._tasks.append(task.remote(model, protocol.exact_name if run.plan.official else protocol, chosen))
+
+    def check(self) -> None:
+        done, going = self._ray.wait(self._tasks, num_returns=len(self._tasks), timeout=0)
+        if going:
+            return
+        for each in done:
+            try:
+                self._ray.get(each)
+            except self._ray.exceptions.RayTaskError as error:
+                cause = error.cause
+                raise (cause if isinstance(cause, RobenchError) else error) from None
+            except self._ray.exceptions.RayError as error:
+                reason = " ".join(str(error).split())[:200]
+                found = f"lost, {RETRIES + 1} times ({reason})"
+                raise RunError(complaint("ray", "workers", found, "living workers", KEPT)) from error
+
+
+def _attack(model: Any, protocol: Any, arguments: dict[str, Any]) -> None:
+    """A task: work on a run until none of its shards is missing."""
+    evaluate(model, protocol, **arguments)
+
+
+def check_executor(command: str, executor: str) -> None:
+    """Check the name of an executor.
+
+    Raises:
+      RunError: there is no such executor.
+    """
+    if executor not in EXECUTORS:
+        advice = did_you_mean(executor, EXECUTORS)
+        raise RunError(complaint(command, "executor", f"`{executor}`", "`local` or `ray`", advice))
+
+
+@contextmanager
+def crew_of(executor: str, processes: int, address: str | None, *, device: str | None) -> Iterator[RayCrew | None]:
+    """The processes that attack instead of this one; None if it attacks itself.
+
+    Raises:
+      RunError: there is no such executor, or Ray cannot be reached.
+    """
+    check_executor("evaluate", executor)
+    if executor == "local":
+        if processes != 1 or address is not None:
+            option, value = ("processes", processes) if processes != 1 else ("address", f"`{address}`")
+            advice = "Add `--executor ray`; or use torchrun, see docs/scale.md."
+            raise RunError(complaint("evaluate", option, value, "none without Ray", advice))
+        yield None
+        return
+    with cluster(address, cpus=processes) as ray:
+        yield RayCrew(ray, processes, gpus=float(str(device or "").startswith("cuda")))

@@ -1,0 +1,126 @@
+"""What one process takes of a run: shards that nobody else works on, one by one as it needs them.
+
+Not here: how a shard is claimed (`claims`), and what is done with it (`execution`).
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from robench.claims import Claims, Worker
+from robench.runs import Run
+
+POLL_SECONDS = (0.1, 2.0)
+"""Shortest and longest time between two looks at what others finish."""
+ARRIVAL_SECONDS = 60.0
+"""So long workers that were started together are expected, though they have not come yet."""
+
+
+@dataclass(frozen=True)
+class Rank:
+    """Which of several processes that were started together this is.
+
+    Attributes:
+      index: from 0; rank 0 plans, shows progress and merges.
+      size: how many attack.
+      local: index among those on the same host, for the choice of a device.
+    """
+
+    index: int
+    size: int
+    local: int = 0
+
+
+class Crew(Protocol):
+    """Processes elsewhere that make the shards of a run instead of this one."""
+
+    def start(self, run: Run) -> None:
+        """Set them to work on a run that is planned."""
+        ...
+
+    def check(self) -> None:
+        """See to it that somebody is at work.
+
+        Raises:
+          RunError: nobody is left.
+        """
+        ...
+
+
+class Share:
+    """The shards of a run that one worker makes.
+
+    Args:
+      run: the run.
+      worker: this process.
+      expected: workers that were started together.
+      crew: who makes all shards instead of this worker.
+    """
+
+    def __init__(self, run: Run, worker: Worker, *, expected: int = 1, crew: Crew | None = None) -> None:
+        self._crew = crew
+        self.missing = run.missing_shards()
+        self.waited = 0.0
+        """Seconds in which others had all that was left."""
+        self._run, self._worker, self._expected = run, worker, expected
+        self._claims = Claims(run, worker)
+        self._held: list[int] = []
+        self._left = len(self.missing)
+        self._began = time.monotonic()
+
+    def rounds(self, waiting: Callable[[int], None]) -> Iterator[Iterator[int]]:
+        """Shards to make, in rounds; each is claimed as it is drawn. Ends when the run misses none.
+
+        The first round is what nobody has claimed. Others follow when a worker dies.
+
+        Args:
+          waiting: told again and again how many shards others still have.
+        """
+        shards, pause = self.missing, POLL_SECONDS[0]
+        since = time.monotonic()
+        if shards and self._crew is not None:
+            self._crew.start(self._run)
+        while shards:
+            self._held = []
+            drawn = self._drawn(shards)
+            first = next(drawn, None)
+            if first is not None:
+                self.waited += time.monotonic() - since
+                yield itertools.chain([first], drawn)
+                since, pause = time.monotonic(), POLL_SECONDS[0]
+            shards = [shard for shard in self._held if not self._run.shard_path(shard).exists()]
+            if shards:
+                if self._crew is not None:
+                    self._crew.check()
+                waiting(len(shards))
+                time.sleep(pause)
+                pause = min(1.5 * pause, POLL_SECONDS[1])
+        self.waited += time.monotonic() - since
+
+    def _drawn(self, shards: Sequence[int]) -> Iterator[int]:
+        """Those of the shards that this worker gets."""
+        if self._crew is not None:
+            self._held = list(shards)
+            return
+        for place, shard in enumerate(shards):
+            self._left = len(shards) - place - 1
+            if self._claims.take(shard):
+                yield shard
+            else:
+                self._held.append(shard)
+
+    def holds_back(self, in_flight: int) -> bool:
+        """Whether to leave the next shard to others.
+
+        Args:
+          in_flight: examples that this worker has begun and not finished.
+        """
+        workers = self._worker.living()
+        if time.monotonic() - self._began < ARRIVAL_SECONDS:
+            workers = max(workers, self._expected)
+        if workers == 1:
+            return False
+        size = self._run.plan.shard_size
+        return in_flight + size > max(3 * size // 2, self._left * size // (2 * workers))

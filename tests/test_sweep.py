@@ -1,0 +1,165 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robench import sweep as sweep_room
+from robench.errors import ProtocolError, RunError
+from robench.sweep import Job, Row, SweepPlan, carry_out, gpu_share, read_sweep, shards_done, sweep, works_of
+
+PLAN = """
+schema = "robench.sweep/1"
+protocols = ["mini-pgd-linf"]
+run_dir = "{folder}"
+limit = 4
+[[models]]
+model = "mini-resnet"
+survivors = 0.25
+[[models]]
+model = "nowhere:model"
+"""
+
+
+@pytest.fixture
+def plan(tmp_path: Path) -> SweepPlan:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN.format(folder=tmp_path / "sweep"))
+    return read_sweep(path)
+
+
+def test_a_failure_is_a_row_and_a_restart_skips_what_is_done(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[Row] = []
+    rows = sweep(plan, None, processes=1, on_row=told.append)
+    assert told == rows
+    assert [row.job for row in rows] == ["mini-resnet under mini-pgd-linf", "nowhere:model under mini-pgd-linf"]
+    assert rows[0].result.startswith("clean ")
+    assert rows[0].error == ""
+    assert rows[1].result == ""
+    assert "`nowhere:model`" in rows[1].error
+    summary = json.loads((plan.run_dir / "summary.json").read_text())
+    assert summary == [row.__dict__ for row in rows]
+    assert shards_done(plan) == (1, 1)
+    events = (Path(rows[0].folder) / "events.jsonl").read_bytes()
+    assert sweep(plan, None, processes=1, on_row=told.append) == rows
+    assert (Path(rows[0].folder) / "events.jsonl").read_bytes() == events  # nothing was attacked again
+
+
+def test_whatever_a_model_raises_is_a_row(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*given: Any, **more: Any) -> None:
+        raise ZeroDivisionError("own code")
+
+    monkeypatch.setattr(sweep_room, "evaluate", broken)
+    assert carry_out(plan.jobs()[0]).error == "ZeroDivisionError: own code"
+
+
+class _Ray:
+    """Tasks that end in order of their start; what each does is told."""
+
+    class exceptions:  # noqa: N801  # named as in Ray
+        """Ray's errors."""
+
+        class RayError(Exception):  # named as in Ray
+            """A worker that is gone."""
+
+    def __init__(self, work: Callable[[Job], Row | None]) -> None:
+        self.work, self.started, self.going = work, [], []  # type: ignore[var-annotated]
+
+    def remote(self, *given: Any, **needs: Any) -> Any:
+        if not given or not isinstance(given[0], Job):
+            return (lambda work: self) if needs else self
+        self.started.append(given[0].name)
+        self.going.append(given[0])
+        return len(self.started) - 1
+
+    def wait(self, tasks: list[int], *, timeout: float) -> tuple[list[int], list[int]]:
+        return tasks[:1], tasks[1:]
+
+    def get(self, task: int) -> Row:
+        row = self.work(self.going[task])
+        if row is None:
+            raise self.exceptions.RayError("out of memory")
+        return row
+
+
+def test_a_worker_that_is_lost_for_good_is_a_row(plan: SweepPlan) -> None:
+    ray = _Ray(lambda job: None if "nowhere" in job.name else Row(job.name, "", result="fine"))
+    rows = sweep(plan, ray, processes=2, on_row=lambda row: None)
+    assert [(row.result, row.error) for row in rows] == [
+        ("fine", ""),
+        ("", "the worker was lost 4 times: out of memory"),
+    ]
+    assert ray.started == [job.name for job in plan.jobs()]
+
+
+def test_who_has_nothing_to_do_helps_where_most_is_left(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    missing = {plan.jobs()[0].name: 12, plan.jobs()[1].name: 3}
+    monkeypatch.setattr(sweep_room._Tasks, "_missing", staticmethod(lambda job: missing[job.name]))
+
+    def work(job: Job) -> Row:
+        missing[job.name] = 0
+        return Row(job.name, "", result="fine")
+
+    ray = _Ray(work)
+    rows = sweep(plan, ray, processes=5, on_row=lambda row: None)
+    assert [row.result for row in rows] == ["fine", "fine"]
+    first, second = (job.name for job in plan.jobs())
+    # 12 shards for one, 6 for each of two, 4 for each of three, against 3; when those are made, one helps with the 3.
+    assert ray.started == [first, second, first, first, first, second]
+
+
+def test_a_run_gets_a_whole_gpu_until_its_model_is_measured(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = plan.jobs()[0]
+    assert gpu_share(job) == 1.0
+    carry_out(job)
+    cost = job.folder / "cost.json"
+    content = json.loads(cost.read_text())
+
+    class Properties:
+        total_memory = 80 * 2**30
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: Properties)
+    for gigabytes, share in ((1, 0.125), (8, 0.125), (9, 0.25), (40, 0.625), (79, 1.0)):
+        cost.write_text(json.dumps({**content, "peak_memory_bytes": gigabytes * 2**30}))
+        assert gpu_share(job) == share
+
+
+def test_what_a_sweep_would_take_comes_from_a_few_batches(plan: SweepPlan) -> None:
+    first = SweepPlan.model_validate({**plan.model_dump(by_alias=True), "models": [plan.models[0]]})
+    [work] = works_of(first)
+    assert work.name == "mini-resnet under mini-pgd-linf"
+    assert (work.survivors, work.shard_size) == (0.25, 16)
+    assert 0 < work.examples <= 4
+    assert work.surviving_seconds > 0
+    assert not plan.run_dir.exists()
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("limit = 4", "limits = 4", r"`limits` is 4; expected Extra inputs are not permitted\. docs/scale\.md"),
+        ("limit = 4", "limit = 0", r"`limit` is 0; expected Input should be greater than 0"),
+        ("schema", "sch ema", r"`file` is no TOML \(.*\); expected the plan of a sweep\."),
+        (
+            "nowhere:model",
+            "mini-resnet",
+            "`models` is naming `mini-resnet under mini-pgd-linf` twice; expected a `name`",
+        ),
+    ],
+)
+def test_a_wrong_plan_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "plan.toml"
+    path.write_text(PLAN.format(folder=tmp_path).replace(old, new))
+    with pytest.raises(RunError, match=message):
+        read_sweep(path)
+
+
+def test_a_plan_with_an_unknown_protocol_or_none_at_all_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "plan.toml"
+    with pytest.raises(RunError, match=r"`file` is unreadable \(.*\); expected the plan of a sweep\."):
+        read_sweep(path)
+    path.write_text(PLAN.format(folder=tmp_path).replace("mini-pgd-linf", "mini-pdg-linf"))
+    with pytest.raises(ProtocolError, match="mini-pdg-linf"):
+        read_sweep(path)
