@@ -8,7 +8,6 @@ import contextlib
 import itertools
 import sys
 import time
-from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +40,31 @@ SHOW_SECONDS = 2.0
 """Between two looks at what other processes have finished, to show it; looking takes at most a fiftieth of the time."""
 LOOKED_AT = 4096
 """Images that are claimed together without an attack: readers begin anew each time."""
+
+
+class Positions:
+    """Positions that are drawn as they are read, which may claim them; a source may read them more than once.
+
+    Attributes:
+      drawn: those that anyone has read.
+    """
+
+    def __init__(self, positions: Iterator[int]) -> None:
+        self.drawn: list[int] = []
+        self._positions = positions
+
+    def __iter__(self) -> Iterator[int]:
+        for number in itertools.count():
+            if number == len(self.drawn) and not self.draw():
+                return
+            yield self.drawn[number]
+
+    def draw(self) -> bool:
+        """Draw one more; False if there is none."""
+        position = next(self._positions, None)
+        if position is not None:
+            self.drawn.append(position)
+        return position is not None
 
 
 class Execution:
@@ -211,32 +235,24 @@ class Execution:
 
         A patient driver is told None where the next shard is left to other processes for now.
         """
-        plan = self.run.plan
-        drawn: deque[int] = deque()  # positions on their way through the reader
-
-        def positions() -> Iterator[int]:
-            for shard in shards:
-                for position in plan.examples_of(shard):
-                    drawn.append(position)
-                    yield position
-
-        asked = positions()
-        images = iter(self.source.images(asked))
+        size = self.run.plan.shard_size
+        positions = Positions(position for shard in shards for position in self.run.plan.examples_of(shard))
+        images = iter(self.source.images(positions))
         try:
-            while True:
-                begins = not drawn or drawn[0] % plan.shard_size == 0
-                if patient and begins and self.in_flight and self.share.holds_back(self.in_flight):
+            for number in itertools.count():
+                begins = number == len(positions.drawn) or positions.drawn[number] % size == 0
+                while patient and begins and self.in_flight and self.share.holds_back(self.in_flight):
                     yield None
-                    continue
                 image = next(images, None)
-                if image is None:
+                if image is None or number == len(positions.drawn):
                     break
-                example = self._checked(drawn.popleft(), image)
+                example = self._checked(positions.drawn[number], image)
                 if example is not None:
                     self.in_flight += 1
                     yield example
-            if drawn or next(asked, None) is not None:
-                raise DataError(complaint(self.source.name, "images", "too few", "one for each position asked for"))
+            if image is not None or number < len(positions.drawn) or positions.draw():
+                found = "too few" if image is None else "too many"
+                raise DataError(complaint(self.source.name, "images", found, "one for each position asked for"))
         finally:
             if isinstance(images, Generator):  # a source of the user's may be any iterator
                 images.close()

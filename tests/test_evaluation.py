@@ -195,6 +195,38 @@ def test_a_run_with_other_answers_is_not_resumed(tmp_path: Path, protocol: Path)
         evaluate(wrapped, protocol, data=data, run_dir=tmp_path / "run")
 
 
+def test_a_source_may_read_its_positions_twice(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    data = _data(net)
+    evaluate(net, protocol, data=data, run_dir=tmp_path / "once")
+
+    class Twice(ArraySource):
+        def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+            for _, image in zip(positions, super().images(positions), strict=True):
+                yield image
+
+    images = torch.stack(list(data.images(range(COUNT))))
+    twice = Twice(images, data.labels, classes=4, ids=data.ids)
+    assert twice.ids == data.ids
+    evaluate(net, protocol, data=twice, run_dir=tmp_path / "twice")
+    assert (tmp_path / "once" / "outcomes.csv.gz").read_bytes() == (tmp_path / "twice" / "outcomes.csv.gz").read_bytes()
+
+
+@pytest.mark.parametrize(("kept", "found"), [(COUNT - 1, "too few"), (COUNT + 1, "too many")])
+def test_a_source_that_miscounts_is_refused(tmp_path: Path, protocol: Path, kept: int, found: str) -> None:
+    net = small_net()
+
+    class Miscounting(ArraySource):
+        def images(self, positions: Iterable[int]) -> Iterator[Tensor]:
+            every = list(super().images(positions))
+            yield from [*every, every[0]][:kept] if len(every) == COUNT else every
+
+    data = Miscounting(random_images(COUNT), [0] * COUNT, classes=4)
+    with pytest.raises(DataError) as caught:
+        evaluate(net, protocol, data=data, run_dir=tmp_path / "run")
+    assert str(caught.value) == f"arrays: `images` is {found}; expected one for each position asked for."
+
+
 def test_another_run_in_the_folder_is_refused(tmp_path: Path, protocol: Path) -> None:
     net = small_net()
     evaluate(net, protocol, data=_data(net), run_dir=tmp_path / "run")
