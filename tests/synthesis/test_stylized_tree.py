@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import nn
 from typer.testing import CliRunner
@@ -69,7 +70,7 @@ def _written(content: Path, styles: Path, out: Path, settings: Settings | None =
     return write_stylized(content, styles, out, NETWORKS, settings, workers=workers)
 
 
-def _by_hand(content: Path, style: Path, alpha: float) -> np.ndarray:
+def _by_hand(content: Path, style: Path, alpha: float) -> NDArray[np.float64]:
     """Means of 8x8 tiles, moved to mean and spread of the style's, as bytes, by NumPy."""
     with Image.open(content) as image:  # 300x260: the shorter side becomes 256
         view = np.asarray(image.resize((295, 256), Image.Resampling.BILINEAR).crop((36, 16, 260, 240)), float) / 255
@@ -79,7 +80,7 @@ def _by_hand(content: Path, style: Path, alpha: float) -> np.ndarray:
     spreads = [np.sqrt(each.var(axis=(0, 1), ddof=1) + 1e-5) for each in tiles]
     painted = (tiles[0] - means[0]) / spreads[0] * spreads[1] + means[1]
     mixed = alpha * painted + (1 - alpha) * tiles[0]
-    return np.clip(np.floor(mixed * 255 + 0.5), 0, 255).repeat(8, axis=0).repeat(8, axis=1)
+    return np.asarray(np.clip(np.floor(mixed * 255 + 0.5), 0, 255).repeat(8, axis=0).repeat(8, axis=1))
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.25])
