@@ -54,13 +54,9 @@ def test_names_count_where_each_is_of_one_class_of_the_set() -> None:
     """Names as WordNet has them; "crane" is a bird (134) and a machine (517), "goldfish" one class."""
     assert classes_of([1, 0], ["Goldfish", "great_white_shark"], [1, 2], where="x") == [2, 1]
     assert classes_of([0], ["crane"], [1, 134], where="x") == [134]
-    with pytest.raises(
-        DataError, match=r"is 1 that name no class or two \(crane\); .* that has wnids\.$"
-    ):
+    with pytest.raises(DataError, match=r"is 1 that name no class or two \(crane\); .* that has wnids\.$"):
         classes_of([0], ["crane"], WHOLE, where="x")
-    with pytest.raises(
-        DataError, match=r"is 1 that name no class or two \(nothing\); expected wnids, num"
-    ):
+    with pytest.raises(DataError, match=r"is 1 that name no class or two \(nothing\); expected wnids, num"):
         classes_of([0, 1], ["goldfish", "nothing"], WHOLE, where="x")
     with pytest.raises(DataError, match=r"`class names` is two of one class; expected wnids, numbers"):
         classes_of([0, 1], ["goldfish", "Carassius auratus"], WHOLE, where="x")
