@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robench.data.imagenet.columns import classes_of
-from robench.data.imagenet.listing import wnids
+from robench.data.imagenet.listing import validation, wnids
 from robench.data.imagenet.subsets import subset
 from robench.errors import DataError
 from tests.data.test_hub import _elsewhere, _jpeg, server
@@ -92,8 +92,9 @@ OPEN = """
             source = open_source(name, reference, resize=None, crop=64, **more)
         except DataError as error:
             return str(error)
-        shapes = {tuple(image.shape) for image in source.images(range(len(source.ids)))}
-        return [sorted(zip(source.ids, source.labels)), source.name, source.classes, source.reference, list(shapes)]
+        count = more.get("limit") or len(source.ids)
+        shapes = {tuple(image.shape) for image in source.images(range(count))}
+        return [sorted(list(zip(source.ids, source.labels))[:count]), source.name, source.classes, source.reference, list(shapes)]
 """
 
 
@@ -122,13 +123,24 @@ def test_sets_as_they_are_on_the_hub(server: FakeHub, tmp_path: Path) -> None:  
         "a": server.add("datasets/some/a", {"data/train-0.parquet": ranked}),
         "v2": server.add("datasets/some/v2", {"v2.tar.gz": tar.read_bytes()}),
     }
+    first = list(validation().items())[:3]
+    whole = _shard(
+        tmp_path,
+        [(f"{example}_{wnids()[label]}.JPEG", image) for (example, label), image in zip(first, images, strict=False)],
+        "label",
+        [0, 0, 0],  # it is the names that count
+        {"names": [f"class {number}" for number in range(1000)], "_type": "ClassLabel"},
+    )
+    server.add("datasets/some/whole", {"data/validation-0.parquet": whole})
     code = f"""{OPEN}
-    found = [look("imagenet-r", "hf-hub:some/r", limit=4), look("imagenet-a", "hf-hub:some/a", limit=4)]
+    found = [look("imagenet-val", "hf-hub:some/whole", limit=3)]
+    found += [look("imagenet-r", "hf-hub:some/r", limit=4), look("imagenet-a", "hf-hub:some/a", limit=4)]
     found += [look("imagenet-v2", "hf-hub:some/v2/v2.tar.gz"), look("imagenet-a", "hf-hub:some/a@{commits["a"]}")]
     found += [look("imagenet-r", "hf-hub:some/a", limit=4)]
     print(json.dumps(found))
     """
-    by_wnid_found, ranked_found, in_tar, incomplete, foreign = _elsewhere(code, server, tmp_path)
+    by_name, by_wnid_found, ranked_found, in_tar, incomplete, foreign = _elsewhere(code, server, tmp_path)
+    assert by_name[:2] == [sorted(map(list, first)), "imagenet-val"]
     assert by_wnid_found == [
         sorted([f"{wnids()[r[place]]}/{file}.jpg", r[place]] for file, place in enumerate((0, 50, 199, 0))),
         "imagenet-r",
