@@ -4,6 +4,7 @@ Not here: ranks over many models (`leaderboard`).
 """
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from robench.errors import RunError, complaint
 from robench.lines import line_of
 from robench.outcome import Outcome
 from robench.protocol import Protocol
-from robench.result import Derived, Result, holds, read_result, shares, wilson
+from robench.result import Derived, Metric, Result, holds, read_result, shares, wilson
 from robench.runs import Run
 
 
@@ -179,6 +180,17 @@ def effective_robustness(shifted: Result, clean: Result) -> Derived | None:
         (accuracy.value, clean.data.count, line.steepness(accuracy.value)),
         note=line.source,
     )
+
+
+def clean_among(clean: Result, classes: Collection[int]) -> Metric | None:
+    """Clean accuracy on the images of some classes, over all logits; None where there is no such image.
+
+    Args:
+      clean: a result with a metric `clean`; its outcomes are read.
+      classes: such as the 200 of ImageNet-R.
+    """
+    rights = [outcome.clean_correct for outcome in clean.read_outcomes() if outcome.label in classes]
+    return Metric.of("clean", sum(rights), len(rights)) if rights else None
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

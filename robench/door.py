@@ -215,7 +215,13 @@ def _setting(where: str, key: str, value: bool | int | str, wanted: type) -> Any
 
 
 def look_at_model(
-    classifier: Classifier, source: Source, *, gradients: bool, single: bool = False, randomised: bool = False
+    classifier: Classifier,
+    source: Source,
+    *,
+    gradients: bool,
+    single: bool = False,
+    randomised: bool = False,
+    least: int = 0,
 ) -> tuple[list[str], Tensor]:
     """Show the model its first batch; returns caveats and that batch, shape (N, 3, H, W).
 
@@ -225,6 +231,7 @@ def look_at_model(
       gradients: whether attacks ask for gradients.
       single: whether an attack looks at one image at a time.
       randomised: whether the protocol is for randomised models, which are refused otherwise.
+      least: how many logits the protocol needs, whatever the labels are.
     """
     images: list[Tensor] = []
     unreadable: list[Unreadable] = []
@@ -241,7 +248,7 @@ def look_at_model(
     if len(shapes) > 1:
         raise DataError(complaint(source.name, "images", f"of shapes {sorted(shapes)}", "one shape"))
     batch = torch.stack(images)
-    least = max(*source.labels, 1) + 1  # one logit alone leaves nothing to be taken for
+    least = max(*source.labels, least - 1, 1) + 1  # one logit alone leaves nothing to be taken for
     advice = None if randomised else f"{FIX_THE_DRAWS[:-1]}, or use a protocol for such models: {FOR_RANDOMISED}."
     caveats = classifier.check(batch, classes=source.classes, least=least, gradients=gradients, randomised=advice)
     if single:

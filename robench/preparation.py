@@ -44,6 +44,7 @@ from robench.unattacked import Reading, check_textures
 from robench.zoo import Loaded
 from robench.zoo import resolve as resolve_model
 
+GENERATED = "The images were made by robench, as {manifest} says; they are not the published set."
 SHARD_SIZE = 16
 """Examples written to disk together where they are attacked: the smallest batch that keeps its bits on a CPU."""
 QUICK_SHARD_SIZE = 64
@@ -168,7 +169,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         check_reference([stage.attack for stage in stages])
     if options.showcase is not None:
         _check_asked_once(protocol, "showcase", "asked for", RunError)
-    _check_shift(protocol, options)
+    least = _check_shift(protocol, options)
     with same_random_state(request.device), _exact_arithmetic():
         classifier, loaded = _load(request)
         source = open_source(
@@ -182,11 +183,12 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             clean=options.clean,
         )
         check_textures(source, protocol)
+        _check_classes(protocol, source, least)
         reference, referred = _reference(protocol, request)
         data = _planned_data(protocol, source, request)
         gradients, asked = needs_gradients(stages), protocol.score.asks is not None
         caveats, batch = look_at_model(
-            classifier, source, gradients=gradients, single=one_at_a_time(stages), randomised=asked
+            classifier, source, gradients=gradients, single=one_at_a_time(stages), randomised=asked, least=least
         )
         caveats += randomness_caveats(classifier, batch) if asked else []
         classes = source.classes or max(*source.labels, 1) + 1
@@ -198,6 +200,8 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             model = model_record(classifier, loaded, batch.shape[2:], fingerprint=UNSEEDED not in caveats)
         stated = model_record(reference, referred, batch.shape[2:]) if reference is not None else None
         caveats += getattr(source, "caveats", [])
+        if getattr(source, "generated", None) is not None:
+            caveats.append(GENERATED.format(manifest=source.generated))  # type: ignore[attr-defined]  # just seen
         fast = quicken(classifier, batch, measures=_measures(options, protocol), gradients=gradients)
         key = run_key(
             protocol_digest=protocol.digest,
@@ -324,17 +328,28 @@ def _load(request: Request) -> tuple[Classifier, Loaded | None]:
     return Classifier(model, name=options.name or loaded.name, device=request.device), loaded
 
 
-def _check_shift(protocol: Protocol, options: Options) -> None:
-    """Refuse what a protocol without cells or without a reference model has no use for; check its list of classes."""
+def _check_shift(protocol: Protocol, options: Options) -> int:
+    """Refuse what a protocol without cells or without a reference model has no use for; check its list of classes.
+
+    Returns:
+      How many logits the protocol needs at least, whatever the labels are.
+    """
     shift = protocol.shift
-    if shift is not None:
-        Reading.of(shift, f"{protocol.id}.toml")
+    least = Reading.of(shift, f"{protocol.id}.toml").least_logits if shift is not None else 0
     if options.clean is not None and (shift is None or shift.kind != "corruptions"):
         found = f"given under {protocol.exact_name}, which has no cells"
         raise DataError(complaint("evaluate", "clean", found, "none", "Evaluate `imagenet-val`, too."))
     if options.reference_weights is not None and (shift is None or shift.reference is None):
         found = f"given under {protocol.exact_name}, which has no reference model"
         raise RunError(complaint("evaluate", "reference_weights", found, "none"))
+    return least
+
+
+def _check_classes(protocol: Protocol, source: Source, least: int) -> None:
+    """Refuse data with fewer classes than those among which the protocol decides."""
+    if source.classes is not None and source.classes < least:
+        found = f"{source.name}, with {source.classes} classes"
+        raise DataError(complaint("robench", "data", found, f"at least {least}, as {protocol.exact_name} reads them"))
 
 
 def _reference(protocol: Protocol, request: Request) -> tuple[Classifier | None, Loaded | None]:
@@ -377,5 +392,7 @@ def _planned_data(protocol: Protocol, source: Source, request: Request) -> Plann
         labels_sha256=ids_digest(str(label) for label in source.labels[:limit]),
         content_sha256=getattr(source, "content_sha256", None),
         clean=_resolved(request.options.clean),
-        official=total == protocol.data.count and ids_digest(source.ids) == protocol.data.ids_sha256,
+        official=total == protocol.data.count
+        and ids_digest(source.ids) == protocol.data.ids_sha256
+        and getattr(source, "generated", None) is None,
     )

@@ -1,12 +1,15 @@
 """Does decoding keep ahead? Images a second of an evaluation and of a bare DataLoader; prints one JSON line.
 
     python docs/measure/decoding.py --count 1024 --workers 2
+    python docs/measure/decoding.py --cells --count 1024 --workers 2
 
 The images are generated JPEGs of 500x375 pixels. The evaluation has a model of negligible cost and no attack; it
 decodes, digests the pixels, checks and writes everything that a run does. Beside it, over the same files with the same
 number of workers: `bare`, the loader that most people write (torchvision's resize, crop and conversion to floats,
 batches of 32), and `bytes`, a loader over robench's own decoding that sends bytes and does nothing with them, so that
-the difference is what a run adds. Repeats are interleaved; the figures are medians.
+the difference is what a run adds. With `--cells` it is `imagenet-c` that is evaluated: so many JPEGs of 224x224 pixels
+over its 75 cells, none resized; `bare` then only decodes and converts. Repeats are interleaved; the figures are
+medians.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +27,14 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.datasets import ImageFolder
 
 import robench
+from robench.data.corruptions import COMMON, SEVERITIES
 from robench.data.decoding import Decoder, ImageFile
+from robench.data.imagenet.listing import validation, wnids
 
 CLASSES = 8
+CELLS = [(corruption, severity) for corruption in COMMON for severity in SEVERITIES]
 PROTOCOL = """
 schema = "robench.protocol/1"
 id = "decoding"
@@ -52,39 +58,96 @@ scoring = "any iterate"
 """
 
 
-def make_images(folder: Path, count: int) -> None:
-    """JPEGs of the size of ImageNet's, waves under noise, some 90 kB each."""
-    for label in range(CLASSES):
-        (folder / f"class{label}").mkdir(parents=True)
-    draws = np.random.default_rng(0)
-    rows, columns = np.arange(375)[:, None, None], np.arange(500)[None, :, None]
+@dataclass(frozen=True)
+class Scene:
+    """What is measured.
+
+    Attributes:
+      images: folder of the files.
+      protocol: id, or a file.
+      count: files in all.
+      examples: what the evaluation counts; each is seen in several files, where there are cells.
+      resize: shorter side after resizing; None: as it is.
+      classes: logits of the model.
+    """
+
+    images: Path
+    protocol: str | Path
+    count: int
+    examples: int
+    resize: int | None
+    classes: int
+
+    @property
+    def files(self) -> list[Path]:
+        """All files, sorted."""
+        return sorted(path for path in self.images.rglob("*") if path.is_file())
+
+
+def photographs(folder: Path, count: int) -> Scene:
+    """JPEGs of the size of ImageNet's, some 90 kB each, in class folders."""
     for number in range(count):
-        waves = 96 + 64 * np.sin(rows / draws.uniform(5, 50, 3)) + 64 * np.sin(columns / draws.uniform(5, 50, 3))
-        pixels = (waves + draws.normal(0, 12, waves.shape)).clip(0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"class{number % CLASSES}" / f"{number:06d}.jpg", quality=90)
+        save_waves(folder / "images" / f"class{number % CLASSES}" / f"{number:06d}.jpg", (375, 500), number)
+    (folder / "decoding.toml").write_text(PROTOCOL.format(digest="0" * 64))
+    return Scene(folder / "images", folder / "decoding.toml", count, count, 256, CLASSES)
 
 
-def bare(images: Path, count: int, workers: int) -> float:
+def cells(folder: Path, count: int) -> Scene:
+    """A tree like that of ImageNet-C with about so many JPEGs of 224 pixels a side."""
+    examples = max(1, round(count / len(CELLS)))
+    names = [f"{wnids()[label]}/{example}.JPEG" for example, label in list(validation().items())[:examples]]
+    for place, (corruption, severity) in enumerate(CELLS):
+        for number, name in enumerate(names):
+            path = folder / "images" / corruption / str(severity) / name
+            save_waves(path, (224, 224), place * examples + number)
+    return Scene(folder / "images", "imagenet-c", examples * len(CELLS), examples, None, 1000)
+
+
+def save_waves(path: Path, size: tuple[int, int], seed: int) -> None:
+    """Waves under noise, height and width as given."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draws = np.random.default_rng(seed)
+    rows, columns = np.arange(size[0])[:, None, None], np.arange(size[1])[None, :, None]
+    waves = 96 + 64 * np.sin(rows / draws.uniform(5, 50, 3)) + 64 * np.sin(columns / draws.uniform(5, 50, 3))
+    pixels = (waves + draws.normal(0, 12, waves.shape)).clip(0, 255).astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=90)
+
+
+class Usual(Dataset[torch.Tensor]):
+    """Files as most people read them."""
+
+    def __init__(self, scene: Scene) -> None:
+        resize = [] if scene.resize is None else [transforms.Resize(scene.resize), transforms.CenterCrop(224)]
+        self.files, self.view = scene.files, transforms.Compose([*resize, transforms.ToTensor()])
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def __getitem__(self, position: int) -> torch.Tensor:
+        image: torch.Tensor = self.view(Image.open(self.files[position]).convert("RGB"))
+        return image
+
+
+def bare(scene: Scene, workers: int) -> float:
     """Images a second of a loop over a loader that does nothing with them."""
-    view = transforms.Compose([transforms.Resize(256), transforms.CenterCrop(224), transforms.ToTensor()])
     began = time.perf_counter()
-    loader = DataLoader(ImageFolder(str(images), view), batch_size=32, num_workers=workers)
-    seen = sum(len(batch) for batch, _ in loader)
-    assert seen == count
-    return count / (time.perf_counter() - began)
+    loader = DataLoader(Usual(scene), batch_size=32, num_workers=workers)
+    assert sum(len(batch) for batch in loader) == scene.count
+    return scene.count / (time.perf_counter() - began)
 
 
 class Bytes(Dataset[Any]):
     """What robench's workers decode."""
 
-    def __init__(self, images: Path) -> None:
-        self.files = [ImageFile(path.name, path) for path in sorted(images.glob("*/*.jpg"))]
+    def __init__(self, scene: Scene) -> None:
+        self.files = [ImageFile(path.name, path) for path in scene.files]
+        self.decoder = Decoder(scene.resize, 224)
 
     def __len__(self) -> int:
         return len(self.files)
 
     def __getitem__(self, position: int) -> Any:
-        return Decoder(256, 224).decode(self.files[position])
+        return self.decoder.decode(self.files[position])
 
 
 def as_they_are(batch: list[Any]) -> list[Any]:
@@ -92,25 +155,27 @@ def as_they_are(batch: list[Any]) -> list[Any]:
     return batch
 
 
-def bytes_alone(images: Path, count: int, workers: int) -> float:
+def bytes_alone(scene: Scene, workers: int) -> float:
     """Images a second of a loop over robench's own decoding."""
     began = time.perf_counter()
-    loader = DataLoader(Bytes(images), batch_size=8, num_workers=workers, collate_fn=as_they_are)
-    assert sum(len(batch) for batch in loader) == count
-    return count / (time.perf_counter() - began)
+    loader = DataLoader(Bytes(scene), batch_size=8, num_workers=workers, collate_fn=as_they_are)
+    assert sum(len(batch) for batch in loader) == scene.count
+    return scene.count / (time.perf_counter() - began)
 
 
-def evaluation(images: Path, count: int, workers: int, protocol: Path) -> float:
+def evaluation(scene: Scene, workers: int) -> float:
     """Images a second of an evaluation, from its first example to its last."""
 
     def model(batch: torch.Tensor) -> torch.Tensor:
-        return batch[:, :, :CLASSES, 0].mean(dim=1)
+        return batch[:, :, :20].flatten(1)[:, : scene.classes]
 
     with tempfile.TemporaryDirectory() as run_dir:
         options = robench.Options(workers=workers, name="negligible")
-        result = robench.evaluate(model, protocol, data=images, run_dir=run_dir, options=options)
-    assert result.counts.evaluated == count
-    return float(count / result.cost["wall_seconds"])
+        result = robench.evaluate(
+            model, scene.protocol, data=scene.images, limit=scene.examples, run_dir=run_dir, options=options
+        )
+    assert result.counts.evaluated == scene.examples
+    return float(scene.count / result.cost["wall_seconds"])
 
 
 def main() -> None:
@@ -119,16 +184,15 @@ def main() -> None:
     parser.add_argument("--count", default=1024, type=int)
     parser.add_argument("--workers", default=2, type=int)
     parser.add_argument("--repeats", default=5, type=int)
+    parser.add_argument("--cells", action="store_true", help="imagenet-c, not photographs")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        images, protocol = Path(folder) / "images", Path(folder) / "decoding.toml"
-        make_images(images, arguments.count)
-        protocol.write_text(PROTOCOL.format(digest="0" * 64))
+        scene = (cells if arguments.cells else photographs)(Path(folder), arguments.count)
         rates: dict[str, list[float]] = {"bare": [], "bytes": [], "evaluation": []}
         for _ in range(arguments.repeats):
-            rates["bare"].append(bare(images, arguments.count, arguments.workers))
-            rates["bytes"].append(bytes_alone(images, arguments.count, arguments.workers))
-            rates["evaluation"].append(evaluation(images, arguments.count, arguments.workers, protocol))
+            rates["bare"].append(bare(scene, arguments.workers))
+            rates["bytes"].append(bytes_alone(scene, arguments.workers))
+            rates["evaluation"].append(evaluation(scene, arguments.workers))
     medians = {name: round(statistics.median(each), 1) for name, each in rates.items()}
     ratios = {
         name: round(statistics.median(b / a for a, b in zip(rates[name], rates["evaluation"], strict=True)), 3)
@@ -136,7 +200,8 @@ def main() -> None:
     }
     spread = {name: [round(min(each), 1), round(max(each), 1)] for name, each in rates.items()}
     line = {
-        "images": arguments.count,
+        "images": scene.count,
+        "protocol": "imagenet-c" if arguments.cells else "decoding",
         "workers": arguments.workers,
         "images_per_second": medians,
         "spread": spread,

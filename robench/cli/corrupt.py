@@ -2,12 +2,15 @@
 
 import dataclasses
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robench.cli.screen import bar, err, out, print_json
 from robench.errors import DataError, complaint
+
+if TYPE_CHECKING:
+    from robench.data.copies import Written
 
 SHOWN = 5
 """Unreadable images that are named; `--json` has all."""
@@ -57,16 +60,20 @@ def corrupt(
     if json:
         print_json({"ok": not written.unreadable, **dataclasses.asdict(written)})
     else:
-        for reason in written.unreadable[:SHOWN]:
-            err.print(reason, style="red", markup=False)
-        if written.unreadable:
-            found = f"{len(written.unreadable)} images could not be read, and have no copies."
-            err.print(found, style="red", markup=False)
-        out.print(f"{written.images} images, {written.files} files written to {target}.", markup=False)
+        show_written(written, target)
         if "frost" in names and ice == "procedural":
             out.print("frost: procedural ice, not the published photographs.")
     if written.unreadable:
         raise typer.Exit(1)
+
+
+def show_written(written: "Written", target: Path) -> None:
+    """Say what was written, and what could not be read."""
+    for reason in written.unreadable[:SHOWN]:
+        err.print(reason, style="red", markup=False)
+    if written.unreadable:
+        err.print(f"{len(written.unreadable)} images could not be read, and have no copies.", style="red", markup=False)
+    out.print(f"{written.images} images, {written.files} files written to {target}.", markup=False)
 
 
 def _words(text: str) -> list[str]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 from robench.cli.corrupt import corrupt
 from robench.cli.screen import bar, out, print_json
+from robench.cli.stylize import stylize
 from robench.errors import DataError, complaint, did_you_mean, first_few
 from robench.protocol import Protocol
 from robench.registry import resolve
@@ -23,6 +24,7 @@ SHOWN = 5
 
 data = typer.Typer(no_args_is_help=True, help="Look at the data that protocols use, fetch them, and make more.")
 data.command()(corrupt)
+data.command()(stylize)
 
 
 @data.callback()

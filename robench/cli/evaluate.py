@@ -14,7 +14,7 @@ from rich.text import Text
 
 from robench.cli.ranks import check_ranks, device_of, rank_of
 from robench.cli.screen import bar, err, out, print_json
-from robench.cli.shifts import derived_table, grid, show_effective_robustness
+from robench.cli.shifts import derived_table, grid, show_beside_clean
 from robench.errors import RunError, complaint
 from robench.figures import check_figure, draw_radii, draw_result
 from robench.progress import Progress, Silent
@@ -244,7 +244,7 @@ def _report(results: list[Result], json: bool) -> None:
         out.print(f"run: {result.run_dir}", markup=False)
         if result.asks is None:
             out.print(f"next: robench compare {result.run_dir} OTHER_RUN", markup=False)
-    show_effective_robustness(results)
+    show_beside_clean(results)
 
 
 def _report_curve(curve: "RadiusCurve", json: bool) -> None:

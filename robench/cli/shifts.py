@@ -1,13 +1,15 @@
-"""What a terminal shows of results without an attack: cells, derived numbers, and effective robustness."""
+"""What a terminal shows of results without an attack: cells, derived numbers, and clean accuracy beside shifted."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from rich.table import Column, Table
 from rich.text import Text
 
 from robench.cli.screen import out
-from robench.comparison import effective_robustness
+from robench.comparison import clean_among, effective_robustness
 from robench.result import Derived, Result
+from robench.runs import Run
 
 
 def grid(result: Result, title: str) -> Table:
@@ -37,14 +39,37 @@ def derived_table(derived: Sequence[Derived]) -> Table:
     return found
 
 
-def show_effective_robustness(results: Sequence[Result]) -> None:
-    """Set each shifted result beside the clean one of the same call, where there is a line for it."""
+def show_beside_clean(results: Sequence[Result]) -> None:
+    """Set each shifted result beside the clean one of the same call: on its own classes, and against a line."""
     clean = next((result for result in results if result.protocol.id == "imagenet-val"), None)
     if clean is None:
         return
     for result in results:
-        if result is not clean and (found := effective_robustness(result, clean)) is not None:
+        if result is clean:
+            continue
+        _show_own_classes(result, clean)
+        if (found := effective_robustness(result, clean)) is not None:
             points = f"{100 * found.value:+.1f} points"
             if found.interval is not None:
                 points += f" [{100 * found.interval[0]:+.1f}, {100 * found.interval[1]:+.1f}]"
             out.print(f"{result.protocol.id}: effective robustness {points}, above {found.note}", markup=False)
+
+
+def _show_own_classes(result: Result, clean: Result) -> None:
+    """Clean accuracy on the classes to which a set is limited, beside what the model reached on it."""
+    from robench.data.imagenet.subsets import subset
+
+    shift = Run.open(Path(str(result.run_dir))).plan.parsed_protocol().shift
+    if shift is None or shift.among is None:
+        return
+    classes = subset(shift.among)
+    found = clean_among(clean, classes)
+    if found is not None:
+        low, high = found.interval
+        shifted = next(metric for metric in result.metrics if metric.name == "top1")
+        out.print(
+            f"{result.protocol.id}: clean {100 * found.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on its "
+            f"{len(classes)} classes ({found.denominator} images of imagenet-val), "
+            f"shifted {100 * shifted.value:.1f} %, both over all logits",
+            markup=False,
+        )

@@ -17,10 +17,11 @@ from robench.data.locations import Location, locate, way_to_name
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
 from robench.data.mini.cells import MiniCells
 from robench.data.mini.stylized import MiniStylized
+from robench.data.shifts_on_hub import open_archive_on_hub, open_shift_on_hub
 from robench.data.source import Source, Unreadable, Views, check_source
 from robench.data.textures import PUBLISHED, TextureDictionary, open_textures
 from robench.errors import DataError, complaint
-from robench.hub import SCHEME
+from robench.hub import SCHEME, parse
 
 __all__ = [
     "CATALOGUE",
@@ -48,7 +49,7 @@ def _mini() -> Source:
 class Reader(Protocol):
     """Finds the examples of a data set in a folder; see `open_imagenet` for the arguments."""
 
-    def __call__(self, root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> Source: ...
+    def __call__(self, root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> FileSource: ...
 
 
 CATALOGUE: dict[str, Callable[[], Source]] = {"mini": _mini, "mini-stylized": MiniStylized}
@@ -185,7 +186,11 @@ def is_on_hub(data: Any) -> bool:
 
 
 def _from_hub(name: str, reference: str, decoder: Decoder, limit: int | None) -> Source:
-    """A data set on the Hub: ImageNet's validation set by the names of its images, others as they are."""
-    if name == "imagenet":
-        return open_imagenet_on_hub(reference, decoder, limit=limit)
+    """A data set on the Hub: sets of ImageNet by its classes, others as they are; an archive by what reads it here."""
+    if parse(reference, "dataset").file is not None and name in READERS:
+        return open_archive_on_hub(reference, lambda path: READERS[name](path, decoder, limit=limit, any_classes=False))
+    if name in ("imagenet", "imagenet-val"):
+        return open_imagenet_on_hub(name, reference, decoder, limit=limit)
+    if name in SHIFTS:
+        return open_shift_on_hub(name, reference, decoder, limit=limit)
     return open_hub(reference, decoder)

@@ -40,6 +40,7 @@ class FileSource:
       missing: the examples that should be there and have no file; they may be among `examples`, where
         they are unreadable. None: nothing says what should be there.
       reference: what names the data on the Hub, with its commit; None: they are only a folder.
+      generated: name of the manifest that says how robench made the images; None: it did not.
     """
 
     name: str
@@ -51,6 +52,7 @@ class FileSource:
     tree: Tree | None = field(default=None, repr=False)
     wanted: Sequence[int] | None = field(default=None, repr=False)
     reference: str | None = None
+    generated: str | None = None
 
     @cached_property
     def ids(self) -> Sequence[str]:

@@ -4,13 +4,14 @@ The data set is streamed once by the `datasets` library, at a commit, and the im
 as they are, in the Hub's assets cache; from there they are read like any other. So no more than one image is in memory,
 workers decode, and a second run asks for nothing.
 
-Not here: which images of ImageNet are wanted, and their labels (`imagenet/`), and what the Hub answers (`robench.hub`).
+Not here: which images of ImageNet are wanted, and their labels (`imagenet/`, `shifts_on_hub.py`), and what the Hub
+answers (`robench.hub`).
 """
 
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,23 +21,49 @@ from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # public, 
 from robench.data.decoding import Decoder
 from robench.data.files import FileExample, FileSource
 from robench.data.folder import in_order_of_hash
-from robench.data.imagenet import open_imagenet
-from robench.data.imagenet.listing import id_of, listed
+from robench.data.imagenet import open_imagenet, open_validation
+from robench.data.imagenet.listing import id_of, listed, validation
 from robench.errors import DataError, complaint, first_few
 from robench.hub import LIBRARY, Hub, Snapshot, is_commit, open_snapshot, parse
 
-INDEX = "index.json"
-"""Beside the images of a whole split: its classes, and id and label of each image."""
+INDEX = "rows.json"
+"""Beside the images of a whole split: its classes, and name, label and file of each image."""
+BARE = ("label", "cls")
+"""Columns of class numbers without names."""
 _PREFERRED = ("validation", "test")
 """The split that is read where there are several and none is named."""
 
 
 class Record(NamedTuple):
-    """An image of a data set as it is stored: file name if it has one, encoded bytes, class number if it has one."""
+    """An image of a data set as it is stored: file name if it has one, encoded bytes, class if it has one."""
 
     path: str | None
     content: bytes
-    label: int | None
+    label: int | str | None
+
+
+class Row(NamedTuple):
+    """An image that was kept: its name in the data set if it has one, what the data set says of its class, its file."""
+
+    path: str | None
+    label: int | str
+    file: str
+
+
+class Kept(NamedTuple):
+    """All images of a split.
+
+    Attributes:
+      folder: where their files lie.
+      classes: what class numbers are called; empty where nothing says it.
+      rows: in the order of the data set.
+      reference: the data set with its commit.
+    """
+
+    folder: Path
+    classes: list[str]
+    rows: list[Row]
+    reference: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +73,7 @@ class Split:
     Attributes:
       rows: the `datasets.IterableDataset`.
       image, label: names of its columns; None: it has no labels.
-      classes: what the classes are called, as far as the data set says it.
+      classes: what class numbers are called; empty where the labels are wnids, or numbers without names.
     """
 
     rows: Any
@@ -61,24 +88,27 @@ class Split:
             yield Record(image["path"], image["bytes"], row[self.label] if self.label else None)
 
 
-def open_imagenet_on_hub(reference: str, decoder: Decoder, *, limit: int | None) -> FileSource:
+def open_imagenet_on_hub(name: str, reference: str, decoder: Decoder, *, limit: int | None) -> FileSource:
     """The protocol's images of ImageNet's validation set on the Hub, found by name.
 
     Args:
+      name: `imagenet`, the 5,000 of the list, or `imagenet-val`, all of them.
       reference: such as `hf-hub:ILSVRC/imagenet-1k@<commit>`; its split `validation` is read.
       decoder: how files become images.
-      limit: only the first so many of the list are waited for; None: all 5,000.
+      limit: only the first so many are waited for; None: all.
     Raises:
       DataError: the data set cannot be had, or lacks images of the list.
     """
 
+    labels, read = (listed(), open_imagenet) if name == "imagenet" else (validation(), open_validation)
+
     def name_of(record: Record) -> str | None:
         found = id_of(Path(record.path or "").name)
-        return f"{found}.JPEG" if found in listed() else None
+        return f"{found}.JPEG" if found in labels else None
 
-    wanted = [f"{example}.JPEG" for example in list(listed())[:limit]]
+    wanted = [f"{example}.JPEG" for example in list(labels)[:limit]]
     folder, pinned = _images_in_cache(reference, "validation", wanted, name_of)
-    source = open_imagenet(folder, decoder, limit=limit, any_classes=False)
+    source = read(folder, decoder, limit=limit, any_classes=False)
     return dataclasses.replace(source, reference=pinned)
 
 
@@ -94,22 +124,40 @@ def open_hub(reference: str, decoder: Decoder, *, split: str | None = None) -> F
     Raises:
       DataError: the data set cannot be had, or has no images or labels.
     """
+    kept = kept_rows(reference, split=split)
+    paths = {row.path for row in kept.rows if row.path}
+    named = len(paths) == len(kept.rows)
+    examples = [FileExample((named and row.path) or row.file, int(row.label), row.file) for row in kept.rows]
+    ordered = in_order_of_hash(examples, where=reference)
+    return FileSource("hub", kept.folder, ordered, kept.classes, decoder, reference=kept.reference)
+
+
+def kept_rows(reference: str, *, split: str | None = None, by_wnid: bool = False) -> Kept:
+    """Every image of a split as a file, fetched unless they are there.
+
+    Args:
+      reference: `hf-hub:org/name[@revision]`.
+      split: None: the only one, else `validation`, else `test`.
+      by_wnid: whether labels may be wnids or bare numbers, too, as sets of ImageNet's classes have them.
+    Raises:
+      DataError: the data set cannot be had, or has no images or labels.
+    """
     address = parse(reference, "dataset")
-    folder = _folder(address.repository, address.revision or "", split) if is_commit(address.revision) else None
+    read = split if not by_wnid else f"{split or 'split'}-of-imagenet"
+    folder = _folder(address.repository, address.revision or "", read) if is_commit(address.revision) else None
     if folder is None or not (folder / INDEX).exists():
         snapshot = open_snapshot(address, Hub())
-        folder = _folder(address.repository, snapshot.commit, split)
+        folder = _folder(address.repository, snapshot.commit, read)
         if not (folder / INDEX).exists():
-            _keep_all(snapshot, split, folder)
+            _keep_all(snapshot, open_split(snapshot, split, by_wnid=by_wnid), folder)
         address = dataclasses.replace(address, revision=snapshot.commit)
     index = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-    examples = in_order_of_hash([FileExample(*row) for row in index["examples"]], where=reference)
-    pinned = f"{address.reference}@{address.revision}"
-    return FileSource("hub", folder, examples, index["classes"], decoder, reference=pinned)
+    rows = [Row(*row) for row in index["rows"]]
+    return Kept(folder, index["classes"], rows, f"{address.reference}@{address.revision}")
 
 
-def open_split(snapshot: Snapshot, split: str | None) -> Split:
-    """A split of a data set at its commit, to be streamed.
+def open_split(snapshot: Snapshot, split: str | None, *, by_wnid: bool = False) -> Split:
+    """A split of a data set at its commit, to be streamed; see `kept_rows`.
 
     Raises:
       DataError: `datasets` is not installed, cannot read the data set, or finds no such split or no images in it.
@@ -134,10 +182,20 @@ def open_split(snapshot: Snapshot, split: str | None) -> Split:
     image = next((column for column, kind in features.items() if isinstance(kind, datasets.Image)), None)
     if image is None:
         raise DataError(complaint(where, "columns", first_few(list(features)) or "of no known kind", "one with images"))
-    label = next((column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)), None)
+    label = _label_column(features, datasets.ClassLabel, by_wnid=by_wnid)
     rows = splits[name].select_columns([image, *([label] if label else [])])
-    classes = tuple(features[label].names) if label else ()
+    classes = tuple(features[label].names) if label and isinstance(features[label], datasets.ClassLabel) else ()
     return Split(rows.cast_column(image, datasets.Image(decode=False)), image, label, classes)
+
+
+def _label_column(features: Mapping[str, Any], numbered: type, *, by_wnid: bool) -> str | None:
+    """The column with the classes: wnids before class numbers with names, and these before bare numbers."""
+    if by_wnid and "wnid" in features:
+        return "wnid"
+    found = next((column for column, kind in features.items() if isinstance(kind, numbered)), None)
+    if found is None and by_wnid:
+        return next((column for column in BARE if column in features), None)
+    return found
 
 
 def _chosen(names: list[str], split: str | None, where: str) -> str:
@@ -178,26 +236,23 @@ def _images_in_cache(
     return folder, f"{address.reference}@{snapshot.commit}"
 
 
-def _keep_all(snapshot: Snapshot, split: str | None, folder: Path) -> None:
+def _keep_all(snapshot: Snapshot, opened: Split, folder: Path) -> None:
     """Keep every image of a split, and write the index once all are there."""
-    opened = open_split(snapshot, split)
     where = snapshot.address.reference
     if opened.label is None:
         raise DataError(complaint(where, "columns", "without labels", "one with class numbers"))
-    rows: list[tuple[str | None, int, str]] = []
+    rows: list[Row] = []
     with _bar(where, None) as progress:
         for number, record in enumerate(_guarded(opened.records(), where)):
             file = f"{number:08d}{Path(record.path or '').suffix}"
-            if record.label is None or not 0 <= record.label < len(opened.classes):
-                raise DataError(complaint(where, f"label of image {number}", record.label, "a class number"))
+            label = record.label
+            beyond = isinstance(label, int) and not 0 <= label < (len(opened.classes) or label + 1)
+            if label is None or beyond or (opened.classes and isinstance(label, str)):
+                raise DataError(complaint(where, f"label of image {number}", label, "a class number"))
             _write(folder / file, record.content)
-            rows.append((record.path, record.label, file))
+            rows.append(Row(record.path, label, file))
             progress.update()
-    named = {path for path, _, _ in rows if path}
-    ids = [path if len(named) == len(rows) and path else file for path, _, file in rows]
-    examples = [(example, label, file) for example, (_, label, file) in zip(ids, rows, strict=True)]
-    content = json.dumps({"classes": opened.classes, "examples": examples})
-    _write(folder / INDEX, content.encode())
+    _write(folder / INDEX, json.dumps({"classes": opened.classes, "rows": rows}).encode())
 
 
 def _records(snapshot: Snapshot, split: str) -> Iterator[Record]:

@@ -27,6 +27,16 @@ def fill(model: nn.Module, path: Path, reference: str) -> str:
     Raises:
       ModelError: the file cannot be read, is a pickle, or holds another model's tensors.
     """
+    load_strictly(model, tensors_of(path), str(path), reference)
+    return sha256_of(path)
+
+
+def tensors_of(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file by their names.
+
+    Raises:
+      ModelError: the file cannot be read, or is a pickle.
+    """
     try:
         with path.open("rb") as file:
             magic = file.read(2)
@@ -34,14 +44,12 @@ def fill(model: nn.Module, path: Path, reference: str) -> str:
         reason = error.strerror or type(error).__name__
         raise ModelError(complaint(str(path), "weights", f"unreadable ({reason})", "a safetensors file")) from error
     try:
-        state = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         if magic == b"PK" or magic[:1] == b"\x80":  # only now: the length of a safetensors header may begin so, too
             advice = f"A pickle can run code when it is read. Convert it: {conversion(str(path), str(beside(path)))}"
             raise ModelError(complaint(str(path), "weights", "a pickle", "a safetensors file", advice)) from error
         raise ModelError(complaint(str(path), "weights", f"unreadable ({error})", "a safetensors file")) from error
-    load_strictly(model, state, str(path), reference)
-    return sha256_of(path)
 
 
 def load_strictly(model: nn.Module, state: Mapping[str, Tensor], where: str, reference: str) -> None:

@@ -60,8 +60,9 @@ def test_every_bundled_model_has_a_recipe(name: str) -> None:
     assert recipe.batch_size <= recipe.data.examples
 
 
-def test_recipes_of_the_mini_suite_are_those_of_the_bundled_models() -> None:
-    assert {name for name in bundled_recipes() if load_recipe(name).data.source == "mini"} == set(MODELS)
+def test_recipes_of_the_mini_suite_are_those_of_the_bundled_models_and_of_two_judges() -> None:
+    recipes = {name for name in bundled_recipes() if load_recipe(name).data.source == "mini"}
+    assert recipes == {*MODELS, "mini-ref-resnet", "mini-ref-deit"}
 
 
 def test_a_recipe_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:

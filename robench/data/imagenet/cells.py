@@ -13,6 +13,7 @@ from typing import overload
 import torch
 from torch import Tensor
 
+from robench.data.copies import generated_by
 from robench.data.decoding import Decoder, ImageFile
 from robench.data.files import FileExample, FileSource
 from robench.data.folder import in_order_of_hash
@@ -40,6 +41,7 @@ class CellSource:
       folders: of each cell, in the order of the protocol.
       decoder: how files become images.
       clean: the clean images of the same examples, in the same order; None: none are given.
+      generated: name of the manifest that says how robench made the cells; None: it did not.
     """
 
     name: str
@@ -49,6 +51,7 @@ class CellSource:
     decoder: Decoder
     clean: FileSource | None = field(default=None, repr=False)
     missing: Sequence[FileExample] = field(default=(), repr=False)
+    generated: str | None = None
 
     @cached_property
     def ids(self) -> Sequence[str]:
@@ -152,6 +155,7 @@ def open_cells(
             [FileExample(file, rank[file.split("/")[0]], file) for file in files], where=str(tree.root)
         )
         source = CellSource("folder", tree, examples, folders, decoder)
+    source = replace(source, generated=generated_by(tree.root / next(iter(folders.values()))))
     return source if clean is None else replace(source, clean=_clean(source, clean, decoder, limit))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from robench.data.copies import generated_by
 from robench.data.decoding import Decoder
 from robench.data.files import FileExample, FileSource
 from robench.data.folder import in_order_of_hash
@@ -80,7 +81,9 @@ def open_shift(name: str, root: Path, decoder: Decoder, *, limit: int | None = N
         raise DataError(complaint(str(root), "data", "empty", expected))
     examples = in_order_of_hash(examples, where=str(root))
     wanted = subset(shift.classes) if shift.classes is not None else range(len(wnids()))
-    return FileSource(name, tree.root, examples, wnids(), decoder, tree=tree, wanted=wanted)
+    return FileSource(
+        name, tree.root, examples, wnids(), decoder, tree=tree, wanted=wanted, generated=generated_by(tree.root)
+    )
 
 
 def descend(tree: Tree, belongs: Callable[[str], bool]) -> tuple[Tree, list[str]]:
