@@ -32,8 +32,15 @@ def interval(metric: Metric) -> str:
 
 
 def headline(row: Row) -> str:
-    """Such as `43.8 % [39.5, 48.1]`."""
-    return f"{percent(row.headline)} {interval(row.headline)}"
+    """Such as `43.8 % [39.5, 48.1]`, and what is known beyond it."""
+    return f"{percent(row.headline)} {interval(row.headline)}{best_known(row)}"
+
+
+def best_known(row: Row) -> str:
+    """Such as `, best known 41.0 %`; "" where nobody has broken more examples than the protocol's attack."""
+    if not row.broken:
+        return ""
+    return f", best known {100 * (row.headline.numerator - row.broken) / row.headline.denominator:.1f} %"
 
 
 def difference(row: Row) -> str:
