@@ -180,7 +180,7 @@ def verify(
         engine=claim.result.engine,
         ids=(*asked, *controls),
         refutations=tuple(beside),
-        run_dir=run_dir / seed[:16],
+        run_dir=run_dir / f"{seed[:16]}-{len(asked)}",
         data=data,
         device=device,
         batch_size=batch_size,

@@ -13,19 +13,19 @@ import zlib
 from operator import mul
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 
 from robench.errors import SubmissionError, complaint
 from robench.protocol import BallSpec, Protocol, Sha256, fraction
-from robench.submission import Line, shown
+from robench.submission import Line, first_problem, shown
 
 SCHEMA: Literal["robench.refutation/1"] = "robench.refutation/1"
 FOLDER = "refutations"
 """Where refutations lie in the repository."""
 LARGEST = 2_000_000
 """Most bytes of a refutation."""
-MOST_VALUES = 3 * 4096 * 4096
-"""Most values of an image."""
+MOST_VALUES = 30_000_000
+"""Most values of all images of a refutation."""
 SLACK = 1e-6
 """How far outside its budget a change may lie through rounding, in units of the image."""
 
@@ -51,10 +51,7 @@ class Change(_Record):
         Raises:
           SubmissionError: they are not as many as the shape says, or cannot be unpacked.
         """
-        count = math.prod(self.shape)
-        if count > MOST_VALUES:
-            raise SubmissionError(complaint(shown(self.id), "shape", list(self.shape), f"at most {MOST_VALUES} values"))
-        machine = zlib.decompressobj()
+        count, machine = math.prod(self.shape), zlib.decompressobj()
         try:
             content = machine.decompress(base64.b64decode(self.steps, validate=True), count + 1)
         except (binascii.Error, ValueError, zlib.error) as error:
@@ -77,6 +74,12 @@ class Refutation(_Record):
     """With which attack."""
     images: tuple[Change, ...] = Field(min_length=1)
 
+    @model_validator(mode="after")
+    def _bounded(self) -> "Refutation":
+        if sum(math.prod(image.shape) for image in self.images) > MOST_VALUES:
+            raise ValueError(f"expected at most {MOST_VALUES:,} values in all images")
+        return self
+
     def to_bytes(self) -> bytes:
         """The content of its file."""
         content = self.model_dump(mode="json", by_alias=True)
@@ -97,9 +100,8 @@ def read_refutation(content: bytes, *, where: str) -> Refutation:
     try:
         return Refutation.model_validate_json(content)
     except ValidationError as error:
-        reason = shown(str(error), 200)
-        expected = "a robench.refutation/1"
-        raise SubmissionError(complaint(where, "refutation", f"malformed ({reason})", expected)) from error
+        found = f"malformed ({first_problem(error, (Refutation, Change))})"
+        raise SubmissionError(complaint(where, "refutation", found, "a robench.refutation/1")) from error
 
 
 def ball_of(protocol: Protocol) -> BallSpec:

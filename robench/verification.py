@@ -20,7 +20,7 @@ from robench.errors import SubmissionError, complaint
 from robench.outcome import Outcome
 from robench.protocol import Protocol, Sha256
 from robench.result import holds
-from robench.submission import Commit, Line, Submission, shown
+from robench.submission import Commit, Line, Submission, first_problem
 
 SCHEMA: Literal["robench.verdict/1"] = "robench.verdict/1"
 FOLDER = "verifications"
@@ -37,6 +37,8 @@ SOFT_MARGIN = 0.001
 """Margin up to which an example that falls may have fallen by rounding alone."""
 SOFT_SHARE = 0.02
 """Share of broken examples whose margin is no more than `SOFT_MARGIN`, at most: they are lost to a challenge."""
+MOST = 10_000_000
+"""No claim has more examples."""
 CONTROLS = 50
 """Examples called broken that are attacked again, to see that the attack of the re-run works."""
 
@@ -80,13 +82,13 @@ class Verdict(_Record):
     schema_name: Literal["robench.verdict/1"] = Field(default=SCHEMA, alias="schema")
     result_sha256: Sha256
     """Of the `result.json` that was checked; a verdict about another file says nothing."""
-    robust: int = Field(ge=0)
+    robust: int = Field(ge=0, le=MOST)
     """Examples that the claim calls robust."""
-    of: int = Field(ge=1)
+    of: int = Field(ge=1, le=MOST)
     """Examples of the claim."""
-    asked: int = Field(ge=0)
+    asked: int = Field(ge=0, le=MOST)
     """How many of the robust ones were attacked again."""
-    fell: int = Field(ge=0)
+    fell: int = Field(ge=0, le=MOST)
     """How many of those were broken by more than `soft_margin`."""
     flip_rate: float = Field(ge=0, le=0.05, allow_inf_nan=False)
     """Share of them that may fall for an honest claim."""
@@ -257,11 +259,10 @@ def read_verdict(content: bytes, *, where: str) -> Verdict:
       SubmissionError: it is none.
     """
     try:
-        verdict = Verdict.model_validate_json(content)
+        return Verdict.model_validate_json(content)
     except ValidationError as error:
-        reason = shown(str(error), 200)
-        raise SubmissionError(complaint(where, "verdict", f"malformed ({reason})", "a robench.verdict/1")) from error
-    return verdict
+        found = f"malformed ({first_problem(error, (Verdict, Again, Confirmed))})"
+        raise SubmissionError(complaint(where, "verdict", found, "a robench.verdict/1")) from error
 
 
 def read_verdicts(folder: Path) -> list[Verdict]:

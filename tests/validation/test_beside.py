@@ -6,19 +6,27 @@ import json
 import os
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from robench.errors import SubmissionError
+from robench.refutation import Change, Refutation, read_refutation
 from robench.submission import RESULT
 from robench.validation import Place, Rules, validate
+from robench.verification import Verdict, read_verdict
 from tests.claims import TOY, claim, put_refutation, put_verdict, toy_outcomes, toy_rules
 from tests.test_protocol import MISSING
+from tests.test_verification import ABOUT
 
 RULES = toy_rules(200)
 ROBUST = [each.id for each in toy_outcomes(200) if each.clean == each.label and not each.fooled_at]
 BROKEN = [each.id for each in toy_outcomes(200) if each.fooled_at]
+KEYS = [*Verdict.model_fields, *Refutation.model_fields, *Change.model_fields]
 VERDICT, REFUTATION = f"verifications/alpha/{TOY}/verdict.json", f"refutations/alpha/{TOY}/sceptic.json"
 
 
@@ -108,7 +116,7 @@ REFUTATIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
     "too few steps": (lambda c: c["images"][1].update(steps=packed([0] * 11)), "RB907", "/images/1/steps"),
     "too many steps": (lambda c: c["images"][1].update(steps=packed([0] * 10**7)), "RB907", "/images/1/steps"),
     "steps of no kind": (lambda c: c["images"][1].update(steps="~"), "RB907", "/images/1/steps"),
-    "a huge image": (lambda c: c["images"][1].update(shape=[3, 99999, 99999]), "RB907", "/images/1/steps"),
+    "a huge image": (lambda c: c["images"][1].update(shape=[3, 99999, 99999]), "RB901", ""),
     "a negative unit": (lambda c: c["images"][1].update(unit=-0.01), "RB901", ""),
     "no image": (lambda c: c.update(images=[]), "RB901", ""),
     "a pixel": (lambda c: c["images"][0].update(pixels="AAAA"), "RB901", ""),
@@ -121,6 +129,37 @@ def test_a_tampered_refutation_is_found(name: str, place: Place) -> None:
     change, code, pointer = REFUTATIONS[name]
     _edit(change)(put_refutation(place, ROBUST[:2]))
     assert codes(place) == [(code, REFUTATION, pointer)]
+
+
+def _said(reader: Callable[..., object], content: bytes) -> str:
+    """What a reader complains about; "" where it does not."""
+    try:
+        reader(content, where="file")
+    except SubmissionError as error:
+        return str(error)
+    return ""
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("HUGE"),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*KEYS, "x"]), inner),
+    ),
+    st.sampled_from(KEYS),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_whatever_stands_in_a_file_is_a_complaint_and_no_traceback(value: Any, key: str) -> None:
+    """Any value under any key, among them integers of thousands of digits, and files that are nothing but a value."""
+    for content in (value, {**ABOUT, "examples": [], "asked": 0, key: value}):
+        text = json.dumps(content).replace('"HUGE"', "9" * 5000).encode()
+        for said in (_said(read_refutation, text), _said(read_verdict, text)):
+            assert said == "" or (said.startswith("file: ") and len(said) < 1000)
+
+
+def test_nesting_without_end_is_a_complaint() -> None:
+    for content in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b""):
+        assert _said(read_refutation, content).startswith("file: `refutation` is malformed (content is ")
+        assert _said(read_verdict, content).startswith("file: `verdict` is malformed (content is ")
 
 
 def test_a_ball_is_that_of_the_protocol(tmp_path: Path) -> None:
@@ -142,8 +181,6 @@ def test_patches_are_not_refuted_by_changes(tmp_path: Path) -> None:
 
 def test_nothing_lies_beside_shares_of_answers(tmp_path: Path) -> None:
     rules = toy_rules(200, attack__draws=20, score={"asks": 20})
-    from dataclasses import replace
-
     asked = [replace(each, fooled_at=(), stage="", clean_right=20, attacked_right=3) for each in toy_outcomes(200)]
     place = claim(tmp_path, rules=rules, outcomes=asked)
     put_refutation(place, ROBUST[:1])
@@ -172,8 +209,6 @@ def test_links_and_other_files_are_not_read(place: Place) -> None:
 
 def test_a_verdict_about_an_attack_that_is_none(tmp_path: Path) -> None:
     """Without an attack nothing is called broken, and what is right is what is called robust."""
-    from dataclasses import replace
-
     rules = toy_rules(200, attack=MISSING, budget=MISSING, score=MISSING)
     outcomes = [replace(each, attacked=each.clean, fooled_at=(), stage="") for each in toy_outcomes(200)]
     place = claim(tmp_path, rules=rules, outcomes=outcomes)
