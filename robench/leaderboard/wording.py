@@ -21,6 +21,10 @@ PUBLISHED = (
     "Figures as their authors published them, from the sources named. Nobody here has measured them, no outcomes come "
     "with them, they are not ranked, and they must not be mixed with the rows above."
 )
+BEST_KNOWN = (
+    "Best known: what is left of the figure after refutations that a verifier has confirmed: images inside the budget, "
+    "from any attack. Ranks stay those of the figure, which is the same attack for every row."
+)
 NO_SUMMARY_SCORE = "There is no mean over protocols: they measure different things."
 EMPTY = "No submission yet."
 

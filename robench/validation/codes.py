@@ -49,7 +49,7 @@ _TABLE = {
     "RB105": Code("a file is too large", _AGAIN),
     "RB106": Code("names that differ in case alone", "Choose another name: some systems keep only one of the two."),
     "RB107": Code("a change outside of submissions", "Make it in another pull request."),
-    "RB108": Code("a merged claim is changed", "Merged claims stay as they are. Submit under another name."),
+    "RB108": Code("a merged claim, verdict or refutation is changed", "Put it back. Submit under another name."),
     "RB109": Code("unreadable", "Make the file readable."),
     "RB201": Code("not UTF-8, TOML or JSON", "Write the file again."),
     "RB202": Code("submission.toml does not follow its schema", "docs/submitting.md explains every key."),

@@ -10,8 +10,10 @@ from typer.testing import CliRunner
 import robench
 from robench.cli.main import app
 from robench.errors import RobenchError
+from robench.refutation import Change, Refutation
 from robench.result import Result
 from robench.validation import Place, Rules
+from robench.verification import Again, Confirmed, Verdict
 from tests.test_challenge import LONG, NAME, RULES, SHORT, _claim, _inflated
 from tests.validation.test_changes import commit, git
 
@@ -137,3 +139,11 @@ def test_without_a_loader_of_robenchs_a_sceptic_brings_the_model(honest: Result,
         _invoke(*refute)
     with pytest.raises(RobenchError, match=r"`images` is 0 images of examples called robust: .*; expected at"):
         _invoke(*refute, "--model", "mini-resnet-adv")
+
+
+def test_the_guide_explains_every_key_of_verdicts_and_refutations() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "submitting.md").read_text(encoding="utf-8")
+    guide = text[text.index("## How a claim is verified") :]
+    keys = {*Verdict.model_fields, *Again.model_fields, *Confirmed.model_fields}
+    keys |= {*Refutation.model_fields, *Change.model_fields}
+    assert {key for key in keys - {"schema_name"} if f"`{key}`" not in guide} == set()

@@ -163,6 +163,7 @@ def test_a_confirmed_refutation_stands_beside_the_figure_and_moves_no_rank(tmp_p
     assert render(board).count("best known") == 1
     for text in (render(board), render_page(board)):
         assert f"], best known {known}" in text
+        assert "Best known: what is left of the figure after refutations" in text
         assert text.count("best known") == text.count(f"best known {known}")
     assert [(row.model, row.rank) for row in board.active[0].rows] == [(row.model, row.rank) for row in before]
 
