@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from robench.container import foreign_model, shut_in
-from robench.data import Source, open_source
+from robench.data import Source, is_on_hub, open_source
 from robench.data.source import Unreadable
 from robench.errors import ModelError, SubmissionError, complaint
 from robench.evaluation import Options, differing_answers, evaluate
@@ -180,8 +180,8 @@ def verify(
         engine=claim.result.engine,
         ids=(*asked, *controls),
         refutations=tuple(beside),
-        run_dir=run_dir / f"{seed[:16]}-{len(asked)}",
-        data=data,
+        run_dir=run_dir.resolve() / f"{seed[:16]}-{len(asked)}",
+        data=Path(data).resolve() if isinstance(data, str | Path) and not is_on_hub(data) else data,
         device=device,
         batch_size=batch_size,
     )
@@ -212,7 +212,8 @@ def _carried_out(job: Job, loader: Loader, claimed: ModelRecord, watcher: Watche
     if isinstance(loader, RepositoryLoader):
         code = foreign_model(loader, job.run_dir / "code")
         own = dataclasses.replace(job, model=loader.entry_point)
-        shut_in(code, own.to_json(), work=job.run_dir, data=job.data, device=job.device)
+        seen = [*job.refutations, *([job.data] if isinstance(job.data, Path) else [])]
+        shut_in(code, own.to_json(), work=job.run_dir, seen=seen, device=job.device)
     else:
         reference = reference_of(loader)
         found, wanted = resolve(reference).weights_sha256, loader.weights_sha256

@@ -15,7 +15,6 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from robench.errors import SubmissionError, complaint
 from robench.submission import RepositoryLoader, shown
@@ -108,23 +107,23 @@ def _download(address: str, target: Path) -> None:
         part.unlink(missing_ok=True)
 
 
-def shut_in(code: Code, job: str, *, work: Path, data: Any, device: str | None) -> None:
+def shut_in(code: Code, job: str, *, work: Path, seen: Sequence[Path], device: str | None) -> None:
     """Carry out a job (`challenge.Job`) in a container whose working directory is the foreign code.
 
     Args:
       code: what was fetched.
       job: as JSON.
       work: the folder that the job may write to.
-      data: the folder of images, if there is one.
+      seen: what else it may read: images and refutations.
       device: what the model runs on.
     Raises:
       SubmissionError: the job fails; the last line it wrote is named.
     """
-    seen = [code.folder, code.weights, *([Path(data)] if isinstance(data, str | Path) else [])]
     path = work / "job.json"
     path.write_text(job)
-    command = [*confined(seen, code, work=work, device=device), sys.executable, "-P", "-m", "robench", "reattack"]
-    done = subprocess.run([*command, str(path.resolve())], capture_output=True, text=True, check=False)
+    shell = confined([code.folder, code.weights, *seen], code, work=work, device=device)
+    command = [*shell, sys.executable, "-P", "-m", "robench", "reattack", str(path.resolve())]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
         found = f"failed in the container ({shown(said, 300)})"

@@ -164,11 +164,11 @@ def called(protocol: Protocol, outcomes: Iterable[Outcome]) -> tuple[list[str], 
     """Examples that a claim calls robust, and those right clean that it calls broken.
 
     Raises:
-      SubmissionError: examples are right in a share of their answers, under this protocol.
+      SubmissionError: under this protocol, examples are right in a share of their answers, or shifted and not attacked.
     """
-    if protocol.score.asks is not None or (protocol.shift is not None and protocol.shift.kind == "corruptions"):
-        found, advice = f"{protocol.exact_name}, which scores shares of answers", "Evaluate the model again instead."
-        expected = "one under which an example is right or wrong"
+    if protocol.score.asks is not None or protocol.shift is not None:
+        found = f"{protocol.exact_name}, which {'asks many times' if protocol.shift is None else 'shifts images'}"
+        expected, advice = "one under which an example stands or falls", "Evaluate the model again instead."
         raise SubmissionError(complaint("verify", "protocol", found, expected, advice))
     table = list(outcomes)
     robust = [outcome.id for outcome in table if holds(protocol, outcome)]

@@ -82,14 +82,12 @@ def _read(place: Place) -> Claim:
 
 def _inflated(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
     """So many of the broken examples are called robust, as the attack writes robust ones."""
-    broken = [index for index, each in enumerate(outcomes) if each.fooled_at][:count]
-    cheated = {"fooled_at": (), "stage": ""}
-    return [
-        replace(each, **cheated, attacked=each.label, attacked_margin=float(f"{each.clean_margin / 2:.3g}"))
-        if index in broken
-        else each
-        for index, each in enumerate(outcomes)
-    ]
+    inflated = list(outcomes)
+    for index in [index for index, each in enumerate(outcomes) if each.fooled_at][:count]:
+        each = outcomes[index]
+        margin = float(f"{each.clean_margin / 2:.3g}")
+        inflated[index] = replace(each, fooled_at=(), stage="", attacked=each.label, attacked_margin=margin)
+    return inflated
 
 
 def _put(place: Place, content: bytes, folder: str, name: str) -> Path:
@@ -305,13 +303,23 @@ def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Reposit
 
 @pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
 def test_foreign_code_is_attacked_without_network_and_without_our_files(
-    foreign: RepositoryLoader, honest: Result, tmp_path: Path
+    foreign: RepositoryLoader,
+    honest: Result,
+    stronger: tuple[Path, Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     claim = _read(_claim(tmp_path, honest, honest.read_outcomes()))
+    found = refute(claim, stronger[0], model="mini-resnet-adv", by="me", how="PGD, 12 steps")
+    _put(claim.place, found.refutation.to_bytes(), "refutations", "me.json")
     few = [each for each in claim.outcomes if each.clean == each.label][:30]
     own = Submission.model_validate({**WORDS, "loader": foreign.model_dump(exclude_none=True)})
-    verdict = verify(replace(claim, submission=own, outcomes=few), MERGED, by="me", run_dir=tmp_path / "runs")
-    assert (verdict.asked, verdict.fell, verdict.stood) == (len(called(SHORT, few)[0]), 0, 0)
+    monkeypatch.chdir(tmp_path)
+    verdict = verify(replace(claim, submission=own, outcomes=few), MERGED, by="me", run_dir=Path("runs"))
+    robust = called(SHORT, few)[0]
+    assert (verdict.asked, verdict.fell, verdict.stood) == (len(robust), 0, 0)
+    broken = [each.id for each in found.refutation.images if each.id in robust]
+    assert [sorted(each.ids) for each in verdict.confirmed] == [sorted(broken)]
 
 
 def test_without_bubblewrap_foreign_code_is_not_even_fetched(

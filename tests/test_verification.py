@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from robench.errors import SubmissionError
+from robench.registry import load_protocol
 from robench.submission import Submission
 from robench.verification import (
     FLIP_RATE,
@@ -162,10 +163,11 @@ def test_what_a_claim_calls_robust_is_what_its_headline_counts() -> None:
     assert broken == [each.id for each in right if each.fooled_at]
 
 
-def test_shares_of_answers_are_neither_robust_nor_broken() -> None:
+def test_where_no_example_stands_or_falls_none_is_called_robust() -> None:
     asked = toy_rules(attack__draws=20, score={"asks": 20}).protocols[TOY]
-    with pytest.raises(SubmissionError, match=r"`protocol` is toy-pgd@2, which scores shares of answers; expected one"):
-        called(asked, [])
+    for protocol, why in ((asked, "toy-pgd@2, which asks many times"), ("imagenet-a", "which shifts images")):
+        with pytest.raises(SubmissionError, match=rf"`protocol` is .*{why}; expected one under which an example"):
+            called(load_protocol(protocol), [])
 
 
 @pytest.mark.parametrize(("of", "robust"), [(512, 215), (512, 317), (5000, 300), (5000, 2100), (5000, 3100)])

@@ -1,7 +1,6 @@
 """verify and refute as maintainers and sceptics run them, from a claim to its row on the leaderboard."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -34,7 +33,7 @@ def honest(tmp_path_factory: pytest.TempPathFactory) -> Result:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A benchmark whose one protocol is the short one."""
     git(tmp_path, "init", "--quiet")
     (tmp_path / "benchmarks").mkdir()

@@ -88,8 +88,8 @@ def test_claims_come_alone(repository: Path) -> None:
     verdict.parent.mkdir(parents=True)
     verdict.write_text("{}")
     commit(repository)
-    verdict = f"verifications/beta/{TOY}/me.json"
-    assert codes(repository) == [("RB107", "README.md"), ("RB107", verdict), ("RB901", verdict)]
+    file = f"verifications/beta/{TOY}/me.json"
+    assert codes(repository) == [("RB107", "README.md"), ("RB107", file), ("RB901", file)]
 
 
 def test_a_branch_that_only_refutes_is_held_to_the_claim(repository: Path) -> None:
