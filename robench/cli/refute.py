@@ -1,14 +1,12 @@
 """`robench refute`: lowers a claim by images that break what it calls robust."""
 
-import hashlib
-import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from robench.cli.screen import out
-from robench.cli.verify import read_claim
+from robench.cli.verify import read_claim, write_beside
 from robench.errors import SubmissionError, complaint
 from robench.refutation import FOLDER
 
@@ -37,11 +35,7 @@ def refute(
     named = model or (reference_of(loader) if loader is not None else "")
     done = find(claim, images, model=named, by=by, how=how, data=data, device=device)
     content = done.refutation.to_bytes()
-    stem = re.sub(r"[^a-z0-9]+", "-", by.lower()).strip("-")[:60] or "refutation"
-    name = f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.json"
-    target = place.root.parent / FOLDER / place.model / place.protocol / name
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(content)
+    target = write_beside(claim, FOLDER, by, content)
     headline, broken = claim.result.headline, len(done.refutation.images)
     best = 100 * (headline.numerator - broken) / headline.denominator
     out.print(f"{place.model} under {place.protocol}: {broken} examples called robust are broken", markup=False)

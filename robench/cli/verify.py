@@ -1,5 +1,6 @@
 """`robench verify`: attacks examples of a claim again, and writes the verdict."""
 
+import hashlib
 import re
 import subprocess
 from pathlib import Path
@@ -46,9 +47,7 @@ def verify(
         )
     finally:
         screen.stop()
-    target = place.root.parent / FOLDER / place.model / place.protocol / f"{_stem(by)}-{verdict.seed[:12]}.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.write_bytes(verdict.to_bytes())
+    target = write_beside(claim, FOLDER, by, verdict.to_bytes())
     _show(claim, verdict)
     out.print(f"written: {target}", markup=False)
     if verdict.sound and verdict.refutes:
@@ -93,8 +92,14 @@ def _merged(path: Path) -> str:
     return commits[0]
 
 
-def _stem(by: str) -> str:
-    return re.sub(r"[^a-z0-9]+", "-", by.lower()).strip("-")[:60] or "verdict"
+def write_beside(claim: Claim, folder: str, by: str, content: bytes) -> Path:
+    """Write a file about a claim, named by its author and its digest, so that none takes the place of another."""
+    place, stem = claim.place, re.sub(r"[^a-z0-9]+", "-", by.lower()).strip("-")[:60] or "anonymous"
+    target = place.root.parent / folder / place.model / place.protocol
+    target.mkdir(parents=True, exist_ok=True)
+    path = target / f"{stem}-{hashlib.sha256(content).hexdigest()[:12]}.json"
+    path.write_bytes(content)
+    return path
 
 
 def _show(claim: Claim, verdict: Verdict) -> None:
@@ -105,7 +110,8 @@ def _show(claim: Claim, verdict: Verdict) -> None:
             "another attack or another model, and the verdict says nothing.",
             markup=False,
         )
-    out.print(f"{place.model} under {place.protocol}: {verdict.fell} of {verdict.asked} fell", markup=False)
+    if verdict.asked:
+        out.print(f"{place.model} under {place.protocol}: {verdict.fell} of {verdict.asked} fell", markup=False)
     for each in verdict.confirmed:
         out.print(f"refutation {each.sha256[:12]}: {len(each.ids)} examples broken", markup=False)
     digests = [each.sha256 for each in verdict.confirmed]
@@ -114,4 +120,5 @@ def _show(claim: Claim, verdict: Verdict) -> None:
         headline = claim.result.headline
         best = 100 * (headline.numerator - broken) / headline.denominator
         out.print(f"best known: {best:.1f} %", markup=False)
-    out.print(f"tier by this verdict: {tier_of(claim.submission, claim.result_sha256, [verdict])}", markup=False)
+    if verdict.asked:
+        out.print(f"tier by this verdict: {tier_of(claim.submission, claim.result_sha256, [verdict])}", markup=False)

@@ -84,8 +84,10 @@ def test_from_a_claim_to_its_row(honest: Result, repository: Path) -> None:
     assert best in stdout
     assert (_invoke("validate", "--base", "HEAD")[0], _invoke("leaderboard")[0]) == (0, 0)
     assert "best known" not in (repository / "leaderboard.md").read_text()
-    code, stdout = _invoke(*VERIFY[:3], "round 8", *VERIFY[4:], "--only-refutations")
+    code, stdout = _invoke(*VERIFY, "--only-refutations")
     assert code == 0
+    assert len(list(path.parent.glob("a-maintainer-*.json"))) == 2  # the first verdict stays
+    assert "tier" not in stdout
     assert f"best known: {100 * (robust - broken) / 512:.1f} %" in stdout
     assert (_invoke("validate")[0], _invoke("leaderboard")[0]) == (0, 0)
     row = next(line for line in (repository / "leaderboard.md").read_text().splitlines() if "| [mini-resnet" in line)
