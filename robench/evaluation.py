@@ -281,15 +281,17 @@ def default_folder(plan: Plan, protocol: Protocol) -> Path:
 
 def _check_same_function(run: Run, model: ModelRecord) -> None:
     """A model that is resumed must say what it said, up to what another machine may change."""
-    planned = run.plan.model.fingerprint
-    differing = sum(
-        then[0] != now[0] or not math.isclose(then[1], now[1], rel_tol=0.02, abs_tol=0.02)
-        for then, now in zip(planned, model.fingerprint, strict=True)
-    )
-    if differing > len(planned) // 16:
-        found = f"different on {differing} of {len(planned)} pinned images"
+    differing, count = differing_answers(run.plan.model, model), len(model.fingerprint)
+    if differing > count // 16:
+        found = f"different on {differing} of {count} pinned images"
         advice = "Its code changed since the run began: use `--fresh` to start over."
         raise RunError(complaint(str(run.folder), "model", found, "the same answers as when the run began", advice))
+
+
+def differing_answers(then: ModelRecord, now: ModelRecord) -> int:
+    """Pinned images about which two records say more different things than another machine explains."""
+    pairs = zip(then.fingerprint, now.fingerprint, strict=True)
+    return sum(a[0] != b[0] or not math.isclose(a[1], b[1], rel_tol=0.02, abs_tol=0.02) for a, b in pairs)
 
 
 def _kept_in(run: Run) -> str | None:

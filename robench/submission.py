@@ -193,6 +193,12 @@ def problems(error: ValidationError, *, known: tuple[type[BaseModel], ...]) -> l
     return list(dict.fromkeys(_problem(detail, known) for detail in error.errors(include_url=False)))
 
 
+def first_problem(error: ValidationError, known: tuple[type[BaseModel], ...]) -> str:
+    """The first of `problems` in one line."""
+    pointer, found, expected, _ = problems(error, known=known)[0]
+    return f"{shown(pointer) if pointer else 'content'} is {found}, expected {expected}"[:300]
+
+
 def _problem(detail: ErrorDetails, known: tuple[type[BaseModel], ...]) -> tuple[str, str, str, str]:
     path = [str(part)[:80] for part in detail["loc"]]
     if path[:1] == ["loader"]:

@@ -1,21 +1,28 @@
 """Verdicts about submissions, and the tier that follows from them: computed, never typed.
 
-`verifications/<model>/<protocol>@<version>/<name>.json` holds counts: how many of the examples that a claim calls
-robust were attacked again, and how many fell. Whether that refutes the claim is an exact binomial test against the rate
-at which verdicts flip between honest machines. Not here: the attack of a challenge.
+`verifications/<model>/<protocol>@<version>/<name>.json` says which examples of a claim were attacked again and what
+came of each. Which ones is drawn by a seed that nobody knew when the claim was merged, so a verdict can be checked
+against its claim. Whether it refutes the claim is an exact binomial test against the rate at which verdicts flip
+between honest machines. Not here: the attack of a challenge (`challenge`).
 """
 
+import hashlib
+import json
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from robench.errors import SubmissionError, complaint
-from robench.protocol import Sha256
-from robench.submission import Submission, shown
+from robench.outcome import Outcome
+from robench.protocol import Protocol, Sha256
+from robench.result import holds
+from robench.submission import Commit, Line, Submission, first_problem
 
+SCHEMA: Literal["robench.verdict/1"] = "robench.verdict/1"
 FOLDER = "verifications"
 """Where verdicts lie in the repository."""
 LEVEL = 0.001
@@ -24,6 +31,16 @@ POWER = 0.97
 """Chance that a claim inflated by `INFLATION` is refuted, for a challenge to count."""
 INFLATION = 0.02
 """Share of all examples by which a claim must be inflated to be caught so."""
+FLIP_RATE = 0.005
+"""Share of examples called robust that fall for an honest claim, at most; docs/decisions/0016 has what was measured."""
+SOFT_MARGIN = 0.001
+"""Margin up to which an example that falls may have fallen by rounding alone."""
+SOFT_SHARE = 0.02
+"""Share of broken examples whose margin is no more than `SOFT_MARGIN`, at most: they are lost to a challenge."""
+MOST = 10_000_000
+"""No claim has more examples."""
+CONTROLS = 50
+"""Examples called broken that are attacked again, to see that the attack of the re-run works."""
 
 Tier = Literal["reported", "checked", "spot-verified", "reproduced", "refuted"]
 TIERS: dict[Tier, str] = {
@@ -36,31 +53,81 @@ TIERS: dict[Tier, str] = {
 """What each tier means."""
 
 
-class Verdict(BaseModel):
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class Again(_Record):
+    """What came of attacking an example again."""
+
+    id: str = Field(min_length=1, max_length=200)
+    robust: bool
+    """Whether it stood."""
+    margin: float = Field(allow_inf_nan=False)
+    """The verifier's own: of the image that fooled, or the lowest margin met."""
+
+
+class Confirmed(_Record):
+    """What came of asking the model about the images of a refutation."""
+
+    sha256: Sha256
+    """Of the refutation."""
+    ids: tuple[str, ...]
+    """Examples whose image fools the model, and lies in the budget."""
+
+
+class Verdict(_Record):
     """What came of attacking examples of a claim again."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
-    schema_name: Literal["robench.verdict/1"] = Field(alias="schema")
+    schema_name: Literal["robench.verdict/1"] = Field(default=SCHEMA, alias="schema")
     result_sha256: Sha256
     """Of the `result.json` that was checked; a verdict about another file says nothing."""
-    robust: int = Field(ge=0)
+    robust: int = Field(ge=0, le=MOST)
     """Examples that the claim calls robust."""
-    of: int = Field(ge=1)
+    of: int = Field(ge=1, le=MOST)
     """Examples of the claim."""
-    asked: int = Field(ge=0)
+    asked: int = Field(ge=0, le=MOST)
     """How many of the robust ones were attacked again."""
-    fell: int = Field(ge=0)
-    """How many of those were broken."""
-    flip_rate: float = Field(ge=0, lt=0.5, allow_inf_nan=False)
-    """Measured share of verdicts that differ between honest machines."""
-    by: str = Field(min_length=1, max_length=200)
+    fell: int = Field(ge=0, le=MOST)
+    """How many of those were broken by more than `soft_margin`."""
+    flip_rate: float = Field(ge=0, le=0.05, allow_inf_nan=False)
+    """Share of them that may fall for an honest claim."""
+    soft_margin: float = Field(ge=0, le=0.1, allow_inf_nan=False)
+    merge_commit: Commit
+    """That brought the claim in."""
+    public_value: Line
+    """What nobody knew at that time."""
+    examples: tuple[Again, ...]
+    """Of those called robust, as they were drawn."""
+    controls: tuple[Again, ...]
+    """Of those called broken, as they were drawn."""
+    confirmed: tuple[Confirmed, ...] = ()
+    """Refutations that were looked at."""
+    by: Line
     environment: dict[str, str] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _counts(self) -> "Verdict":
         if not self.fell <= self.asked <= self.robust <= self.of:
             raise ValueError("expected fell <= asked <= robust <= of")
+        if self.asked != len(self.examples) or self.fell != fallen(self.examples, self.soft_margin):
+            raise ValueError("expected the counts that the examples give")
         return self
+
+    @property
+    def seed(self) -> str:
+        """What the examples were drawn by."""
+        return seed_of(self.result_sha256, self.merge_commit, self.public_value)
+
+    @property
+    def stood(self) -> int:
+        """Examples called broken that the re-run did not break."""
+        return sum(each.robust for each in self.controls)
+
+    @property
+    def sound(self) -> bool:
+        """Whether the re-run breaks what the claim calls broken; if not, it was another attack or another model."""
+        return tail(self.stood, len(self.controls), self.flip_rate) >= LEVEL
 
     @property
     def refutes(self) -> bool:
@@ -70,11 +137,42 @@ class Verdict(BaseModel):
     @property
     def power(self) -> float:
         """Chance to refute a claim inflated by `INFLATION`."""
-        if not self.asked:
-            return 0.0
-        critical = next(fell for fell in range(self.asked + 2) if tail(fell, self.asked, self.flip_rate) < LEVEL)
-        false = min(1.0, INFLATION * self.of / self.robust)
-        return tail(critical, self.asked, false + (1 - false) * self.flip_rate)
+        return power(self.asked, robust=self.robust, of=self.of, flip_rate=self.flip_rate)
+
+    def to_bytes(self) -> bytes:
+        """The content of its file."""
+        content = self.model_dump(mode="json", by_alias=True)
+        return (json.dumps(content, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
+
+
+def fallen(examples: Iterable[Again], soft_margin: float) -> int:
+    """How many fell by more than rounding can do."""
+    return sum(not each.robust and each.margin < -soft_margin for each in examples)
+
+
+def seed_of(result_sha256: str, merge_commit: str, public_value: str) -> str:
+    """What the examples of a challenge are drawn by: SHA-256 of the claim, its merge and what came later."""
+    return hashlib.sha256(f"{result_sha256}\n{merge_commit}\n{public_value}".encode()).hexdigest()
+
+
+def drawn(ids: Iterable[str], seed: str, count: int) -> list[str]:
+    """So many of these examples, in the order of SHA-256 of seed and id; all where there are fewer."""
+    return sorted(ids, key=lambda example: hashlib.sha256(f"{seed}\n{example}".encode()).digest())[:count]
+
+
+def called(protocol: Protocol, outcomes: Iterable[Outcome]) -> tuple[list[str], list[str]]:
+    """Examples that a claim calls robust, and those right clean that it calls broken.
+
+    Raises:
+      SubmissionError: under this protocol, examples are right in a share of their answers, or shifted and not attacked.
+    """
+    if protocol.score.asks is not None or protocol.shift is not None:
+        found = f"{protocol.exact_name}, which {'asks many times' if protocol.shift is None else 'shifts images'}"
+        expected, advice = "one under which an example stands or falls", "Evaluate the model again instead."
+        raise SubmissionError(complaint("verify", "protocol", found, expected, advice))
+    table = list(outcomes)
+    robust = [outcome.id for outcome in table if holds(protocol, outcome)]
+    return robust, [outcome.id for outcome in table if outcome.clean_correct and not holds(protocol, outcome)]
 
 
 def tail(least: int, trials: int, rate: float) -> float:
@@ -96,16 +194,75 @@ def tail(least: int, trials: int, rate: float) -> float:
     return max(0.0, 1.0 - math.fsum(chances))
 
 
+@cache
+def critical(asked: int, flip_rate: float) -> int:
+    """The least number of falls that refutes a claim."""
+    return next(fell for fell in range(asked + 2) if tail(fell, asked, flip_rate) < LEVEL)
+
+
+def power(asked: int, *, robust: int, of: int, flip_rate: float = FLIP_RATE) -> float:
+    """Chance to refute a claim that calls `INFLATION` of all examples robust which are not.
+
+    As if examples were drawn with replacement, which is never better than what is done, and as if no other fell.
+    """
+    if not asked:
+        return 0.0
+    false = min(1.0, INFLATION * of / robust)
+    return tail(critical(asked, flip_rate), asked, false * (1 - SOFT_SHARE))
+
+
+def sample_size(*, robust: int, of: int, flip_rate: float = FLIP_RATE) -> int:
+    """How many of the examples called robust a challenge asks about: enough for `POWER`, or all.
+
+    Example:
+      >>> sample_size(robust=2000, of=5000), sample_size(robust=320, of=512)
+      (257, 320)
+    """
+    sizes = range(1, robust)
+    return next((size for size in sizes if _enough(size, robust=robust, of=of, flip_rate=flip_rate)), robust)
+
+
+def _enough(size: int, *, robust: int, of: int, flip_rate: float) -> bool:
+    """Whether so many suffice, and more would, too: power falls where one more example raises the critical number."""
+    return all(power(size + more, robust=robust, of=of, flip_rate=flip_rate) >= POWER for more in range(30))
+
+
 def tier_of(submission: Submission, result_sha256: str, verdicts: Iterable[Verdict]) -> Tier:
     """The tier of a valid claim. One refutation counts for more than any number of confirmations."""
-    about = [verdict for verdict in verdicts if verdict.result_sha256 == result_sha256]
+    about = [verdict for verdict in verdicts if verdict.result_sha256 == result_sha256 and verdict.sound]
     if any(verdict.refutes for verdict in about):
         return "refuted"
     if submission.loader is None:
         return "reported"
-    if any(verdict.asked == verdict.robust for verdict in about):
+    if any(verdict.asked and verdict.asked == verdict.robust for verdict in about):
         return "reproduced"
     return "spot-verified" if any(verdict.power >= POWER for verdict in about) else "checked"
+
+
+def broken_since(result_sha256: str, verdicts: Iterable[Verdict], refutations: Sequence[str]) -> set[str]:
+    """Examples that confirmed refutations break.
+
+    Args:
+      result_sha256: of the claim.
+      verdicts: about it.
+      refutations: SHA-256 of those that lie beside it.
+    """
+    about = (verdict for verdict in verdicts if verdict.result_sha256 == result_sha256)
+    said = (each for verdict in about for each in verdict.confirmed if each.sha256 in refutations)
+    return {example for each in said for example in each.ids}
+
+
+def read_verdict(content: bytes, *, where: str) -> Verdict:
+    """A verdict from the content of its file.
+
+    Raises:
+      SubmissionError: it is none.
+    """
+    try:
+        return Verdict.model_validate_json(content)
+    except ValidationError as error:
+        found = f"malformed ({first_problem(error, (Verdict, Again, Confirmed))})"
+        raise SubmissionError(complaint(where, "verdict", found, "a robench.verdict/1")) from error
 
 
 def read_verdicts(folder: Path) -> list[Verdict]:
@@ -114,13 +271,4 @@ def read_verdicts(folder: Path) -> list[Verdict]:
     Raises:
       SubmissionError: a file is no verdict.
     """
-    found = []
-    for path in sorted(folder.glob("*.json")):
-        try:
-            found.append(Verdict.model_validate_json(path.read_bytes()))
-        except (OSError, ValidationError) as error:
-            reason = shown(str(error), 200)
-            raise SubmissionError(
-                complaint(str(path), "verdict", f"malformed ({reason})", "a robench.verdict/1")
-            ) from error
-    return found
+    return [read_verdict(path.read_bytes(), where=str(path)) for path in sorted(folder.glob("*.json"))]

@@ -1,18 +1,21 @@
 """Submissions as an honest run would give them, made without a model: random, seeded, and consistent."""
 
+import base64
 import hashlib
 import json
 import random
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robench.outcome import Outcome, compress, to_csv
+from robench.outcome import Outcome, compress, read_outcomes, to_csv
 from robench.protocol import Protocol
 from robench.result import Counts, DataRecord, ModelRecord, OutcomesRecord, ProtocolRecord, Result, score
 from robench.submission import FOLDER, OUTCOMES, RESULT, TOML
 from robench.validation import Place, Rules
+from robench.verification import called, drawn, seed_of
 from tests.test_protocol import protocol
 
 CLASSES = 3
@@ -174,3 +177,50 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 def edit_outcome(outcomes: Sequence[Outcome], index: int, **changes: Any) -> list[Outcome]:
     return [replace(each, **changes) if place == index else each for place, each in enumerate(outcomes)]
+
+
+def put_verdict(place: Place, rules: Rules, *, fell: int = 0, asked: int | None = None, **changes: Any) -> Path:
+    """A verdict beside a claim: so many of the examples called robust were attacked again, by default all."""
+    sha256 = hashlib.sha256((place.folder / RESULT).read_bytes()).hexdigest()
+    outcomes, merged, value = read_outcomes(place.folder / OUTCOMES), "0" * 40, "round 7"
+    robust, broken = called(rules.protocols[place.protocol], outcomes)
+    chosen = drawn(robust, seed_of(sha256, merged, value), len(robust) if asked is None else asked)
+    controls = drawn(broken, seed_of(sha256, merged, value), 50)
+    content = {
+        "schema": "robench.verdict/1",
+        "result_sha256": sha256,
+        "robust": len(robust),
+        "of": len(outcomes),
+        "asked": len(chosen),
+        "fell": fell,
+        "flip_rate": 0.001,
+        "soft_margin": 0.001,
+        "merge_commit": merged,
+        "public_value": value,
+        "examples": [
+            {"id": each, "robust": n >= fell, "margin": -0.5 if n < fell else 0.5} for n, each in enumerate(chosen)
+        ],
+        "controls": [{"id": each, "robust": False, "margin": -0.5} for each in controls],
+        "by": "A. Maintainer",
+    }
+    return _beside(place, "verifications", "verdict.json", {**content, **changes})
+
+
+def put_refutation(place: Place, ids: Sequence[str], **changes: Any) -> Path:
+    """A refutation beside a claim, of images of 2 x 2 pixels that change by 4/255 everywhere."""
+    steps = base64.b64encode(zlib.compress(bytes([1, 255] * 6))).decode()
+    content = {
+        "schema": "robench.refutation/1",
+        "result_sha256": hashlib.sha256((place.folder / RESULT).read_bytes()).hexdigest(),
+        "by": "A. Sceptic",
+        "how": "PGD, 500 steps",
+        "images": [{"id": each, "shape": [3, 2, 2], "unit": 4 / 255, "steps": steps} for each in ids],
+    }
+    return _beside(place, "refutations", "sceptic.json", {**content, **changes})
+
+
+def _beside(place: Place, folder: str, name: str, content: dict[str, Any]) -> Path:
+    path = place.root.parent / folder / place.model / place.protocol / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+    return path

@@ -45,6 +45,10 @@ FLOORS = {
     "validation": 3,
     "submitting": 3,
     "verification": 3,
+    "refutation": 3,
+    "refuting": 3,
+    "challenge": 3,
+    "container": 3,
     "adversarial": 3,
     "card": 3,
     "curves": 3,
@@ -87,6 +91,8 @@ RECORDS = {
     "validation",
     "submitting",
     "verification",
+    "refutation",
+    "container",
     "leaderboard",
 }
 COMPUTE = {
@@ -120,6 +126,8 @@ KNOWS_BOTH = {
     "preparation",
     "estimate",
     "evaluation",
+    "challenge",
+    "refuting",
     "execution",
     "unattacked",
     "cli",

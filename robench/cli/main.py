@@ -14,12 +14,14 @@ from robench.cli.evaluate import evaluate, resume
 from robench.cli.export import export
 from robench.cli.leaderboard import leaderboard
 from robench.cli.ranks import guard
+from robench.cli.refute import refute
 from robench.cli.screen import err
 from robench.cli.submit import submit
 from robench.cli.sweep import estimate, sweep
 from robench.cli.textures import textures
 from robench.cli.train import train
 from robench.cli.validate import validate
+from robench.cli.verify import reattack, verify
 from robench.cli.zoo import convert, zoo
 from robench.errors import RobenchError
 
@@ -41,6 +43,8 @@ for command in (
     compare,
     submit,
     validate,
+    verify,
+    refute,
     leaderboard,
     comment,
     train,
@@ -50,6 +54,7 @@ for command in (
     bench,
 ):
     app.command()(command)
+app.command(hidden=True)(reattack)
 app.add_typer(data, name="data")
 app.add_typer(export, name="export")
 app.add_typer(textures, name="textures")

@@ -3,6 +3,7 @@
 Not here: how it looks (`markdown`, `page`).
 """
 
+import hashlib
 import importlib.resources
 import tomllib
 from collections import defaultdict
@@ -10,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from robench import verification
+from robench import refutation, verification
 from robench.errors import SubmissionError
 from robench.leaderboard.ranks import more_answers, more_examples, rank_intervals
 from robench.protocol import Protocol
@@ -34,6 +35,7 @@ class Row:
         counted.
       answers: right answers about each example; None where examples are counted.
       ranks: best and worst rank; None where the claim is refuted.
+      broken: examples called robust that confirmed refutations break.
     """
 
     model: str
@@ -44,6 +46,7 @@ class Row:
     held: int | None = None
     answers: tuple[int, ...] | None = None
     ranks: tuple[int, int] | None = None
+    broken: int = 0
 
     @property
     def clean(self) -> Metric:
@@ -159,8 +162,11 @@ def _tables(protocols: Sequence[Protocol], rows: dict[str, list[Row]]) -> list[T
 def _row(claim: Claim, repository: Path) -> Row:
     place = claim.place
     verdicts = verification.read_verdicts(repository / verification.FOLDER / place.model / place.protocol)
+    beside = sorted((repository / refutation.FOLDER / place.model / place.protocol).glob("*.json"))
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in beside]
+    broken = len(verification.broken_since(claim.result_sha256, verdicts, digests))
     tier = verification.tier_of(claim.submission, claim.result_sha256, verdicts)
-    row = Row(place.model, place.file(), claim.submission, claim.result, tier)
+    row = Row(place.model, place.file(), claim.submission, claim.result, tier, broken=broken)
     if claim.protocol.score.asks is not None:
         return replace(row, answers=tuple(outcome.attacked_right or 0 for outcome in claim.outcomes))
     bits = "".join("1" if holds(claim.protocol, outcome) else "0" for outcome in reversed(claim.outcomes))

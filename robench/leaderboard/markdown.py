@@ -66,6 +66,8 @@ def _table(table: Table) -> list[str]:
     columns = ["rank", "model", "clean"]
     columns += [f"{table.rows[0].headline.name} [95 %]", "to clean"] if table.attacked else ["[95 %]"]
     columns += ["parameters", "training data", "engine", "tier", "caveats"]
+    if any(row.broken for row in table.rows):
+        lines += [wording.BEST_KNOWN, ""]
     notes = [(row, caveat) for row in table.rows for caveat in row.result.caveats]
     lines += grid(columns, (_row(row, attacked=table.attacked) for row in table.rows))
     lines += [f"- {escaped(row.model)}: {escaped(caveat)}" for row, caveat in notes]

@@ -21,6 +21,10 @@ PUBLISHED = (
     "Figures as their authors published them, from the sources named. Nobody here has measured them, no outcomes come "
     "with them, they are not ranked, and they must not be mixed with the rows above."
 )
+BEST_KNOWN = (
+    "Best known: what is left of the figure after refutations that a verifier has confirmed: images inside the budget, "
+    "from any attack. Ranks stay those of the figure, which is the same attack for every row."
+)
 NO_SUMMARY_SCORE = "There is no mean over protocols: they measure different things."
 EMPTY = "No submission yet."
 
@@ -32,8 +36,15 @@ def interval(metric: Metric) -> str:
 
 
 def headline(row: Row) -> str:
-    """Such as `43.8 % [39.5, 48.1]`."""
-    return f"{percent(row.headline)} {interval(row.headline)}"
+    """Such as `43.8 % [39.5, 48.1]`, and what is known beyond it."""
+    return f"{percent(row.headline)} {interval(row.headline)}{best_known(row)}"
+
+
+def best_known(row: Row) -> str:
+    """Such as `, best known 41.0 %`; "" where nobody has broken more examples than the protocol's attack."""
+    if not row.broken:
+        return ""
+    return f", best known {100 * (row.headline.numerator - row.broken) / row.headline.denominator:.1f} %"
 
 
 def difference(row: Row) -> str:

@@ -14,6 +14,7 @@ from robench.protocol import Protocol
 from robench.result import Result
 from robench.submission import OUTCOMES, Submission
 from robench.validation.arithmetic import check_arithmetic
+from robench.validation.beside import check_beside, check_orphans, parts_of
 from robench.validation.changes import changes_since, check_changes
 from robench.validation.consistency import check_consistency
 from robench.validation.duplicates import check_duplicates, identities
@@ -66,7 +67,7 @@ class Report:
 
 
 def examine(place: Place, rules: Rules) -> tuple[Claim | None, list[Finding]]:
-    """Check one claim by itself; the claim is None where a file cannot be read."""
+    """Check one claim and what lies beside it; the claim is None where a file cannot be read."""
     files, findings = read_files(place)
     submission, result = files.submission, files.result
     if result is None:
@@ -89,6 +90,7 @@ def examine(place: Place, rules: Rules) -> tuple[Claim | None, list[Finding]]:
     findings += check_arithmetic(place, result, protocol, outcomes=outcomes, digest=digest, labels=labels)
     findings += check_consistency(place, result, protocol, outcomes)
     findings += check_plausibility(place, result, protocol, outcomes)
+    findings += check_beside(place, files.result_sha256, protocol, outcomes)
     if submission is None:
         return None, findings
     return Claim(place, submission, result, files.result_sha256, protocol, outcomes), findings
@@ -99,8 +101,8 @@ def validate(paths: Iterable[Path], *, base: str | None = None, rules: Rules | N
 
     Args:
       paths: claims, or folders that hold some.
-      base: a commit; then only claims that the branch changes since it left there are checked, and it must change
-        nothing else.
+      base: a commit; then only claims are checked that the branch changes since it left there, or beside which it puts
+        a verdict or a refutation; where it changes claims, it must change nothing else.
       rules: what claims are held to; by default what ships with robench.
     Raises:
       SubmissionError: a path is not in a folder of submissions, or git does not know the base.
@@ -119,11 +121,13 @@ def validate(paths: Iterable[Path], *, base: str | None = None, rules: Rules | N
     if base is not None:
         changes = changes_since(base, root_of(next(iter(paths))))
         findings += check_changes(changes)
-        changed = {change.claim for change in changes}
+        changed = {change.claim for change in changes} | {parts_of(change.path) for change in changes}
         chosen = [place for place in chosen if (place.model, place.protocol) in changed]
     for place in chosen:
         findings += examine(place, held)[1]
     for root in roots:
-        findings += check_duplicates(identities(places(root)[0]), set(chosen))
+        everywhere = places(root)[0]
+        findings += check_orphans(root.parent, everywhere)
+        findings += check_duplicates(identities(everywhere), set(chosen))
     ordered = sorted(dict.fromkeys(findings), key=lambda each: (each.file, each.code, each.pointer))
     return Report(tuple(chosen), tuple(ordered))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from robench import refutation, verification
 from robench.errors import SubmissionError, complaint
 from robench.submission import FOLDER, shown
 from robench.validation.findings import Finding
@@ -60,12 +61,12 @@ def _output(command: Sequence[str]) -> bytes:
 
 
 def check_changes(changes: Sequence[Change]) -> list[Finding]:
-    """Where anything under `submissions/` changes, it is new claims alone."""
-    if not any(change.path.startswith(f"{FOLDER}/") for change in changes):
-        return []
-    outside = [change.path for change in changes if not change.path.startswith(f"{FOLDER}/")]
+    """Where anything under `submissions/` changes, it is new claims alone; what is merged beside them stays, too."""
+    claims = any(change.path.startswith(f"{FOLDER}/") for change in changes)
+    outside = [change.path for change in changes if claims and not change.path.startswith(f"{FOLDER}/")]
     findings = [Finding("RB107", path, "", "changed", f"changes under {FOLDER}/ alone") for path in outside[:20]]
-    old = [change for change in changes if change.path.startswith(f"{FOLDER}/") and change.kind != "A"]
+    kept = (f"{FOLDER}/", f"{refutation.FOLDER}/", f"{verification.FOLDER}/")
+    old = [change for change in changes if change.path.startswith(kept) and change.kind != "A"]
     for change in old[:20]:
         what = {"D": "deleted", "T": "another kind of file"}.get(change.kind, "changed")
         findings.append(Finding("RB108", change.path, "", what, "as it was merged"))

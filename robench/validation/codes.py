@@ -32,11 +32,13 @@ LEVELS = {
     "6": "plausibility",
     "7": "model",
     "8": "duplicate",
+    "9": "verdicts and refutations",
 }
 """What is checked, by the first digit of a code."""
 
 _AGAIN = "Submit the run again with `robench submit`; nobody edits these files by hand."
 _EVALUATE = "Evaluate the model again, and submit that run."
+_MADE = "Make it again with `robench verify` or `robench refute`; nobody edits these files by hand."
 _LOOK = "Say in the pull request why this is right."
 
 _TABLE = {
@@ -47,7 +49,7 @@ _TABLE = {
     "RB105": Code("a file is too large", _AGAIN),
     "RB106": Code("names that differ in case alone", "Choose another name: some systems keep only one of the two."),
     "RB107": Code("a change outside of submissions", "Make it in another pull request."),
-    "RB108": Code("a merged claim is changed", "Merged claims stay as they are. Submit under another name."),
+    "RB108": Code("a merged claim, verdict or refutation is changed", "Put it back. Submit under another name."),
     "RB109": Code("unreadable", "Make the file readable."),
     "RB201": Code("not UTF-8, TOML or JSON", "Write the file again."),
     "RB202": Code("submission.toml does not follow its schema", "docs/submitting.md explains every key."),
@@ -90,6 +92,13 @@ _TABLE = {
     "RB803": Code("the same function under another name", "Submit a model once, whatever was done to its weights."),
     "RB804": Code("nearly equal margins under another name", "Submit a model once, whatever was done to its weights."),
     "RB805": Code("one name, different models", "Give each model its own name."),
+    "RB901": Code("no verdict or refutation by its schema", _MADE),
+    "RB902": Code("about a claim that is not there", "Make it again, for the claim that lies here."),
+    "RB903": Code("counts that the claim does not give", _MADE),
+    "RB904": Code("examples that the seed does not draw", _MADE),
+    "RB905": Code("confirms what no refutation says", _MADE),
+    "RB906": Code("an example that is not called robust, or is there twice", "Leave the example out."),
+    "RB907": Code("a change that does not fit the budget", "Leave the example out."),
 }
 
 CODES: dict[str, Code] = {

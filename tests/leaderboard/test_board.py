@@ -24,8 +24,8 @@ from robench.leaderboard.neighbours import comment
 from robench.leaderboard.page import render as render_page
 from robench.leaderboard.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, over_sizes, shares
 from robench.outcome import Outcome
-from robench.validation import Rules
-from tests.claims import TOY, claim, model_record, toy_outcomes, toy_rules
+from robench.validation import Place, Rules
+from tests.claims import TOY, claim, model_record, put_refutation, put_verdict, toy_outcomes, toy_rules
 from tests.test_protocol import MISSING
 
 ROOT = Path(__file__).parent.parent.parent
@@ -129,22 +129,8 @@ def test_an_invalid_or_double_claim_makes_no_board(tmp_path: Path) -> None:
 # --- tiers
 
 
-def _verdict(repository: Path, model: str, **counts: Any) -> None:
-    folder = repository / "verifications" / model / TOY
-    folder.mkdir(parents=True, exist_ok=True)
-    board = build(repository, RULES)
-    (row,) = [row for row in board.active[0].rows if row.model == model]
-    content = {
-        "schema": "robench.verdict/1",
-        "result_sha256": hashlib.sha256(row.result.to_bytes()).hexdigest(),
-        "robust": row.headline.numerator,
-        "of": 200,
-        "asked": row.headline.numerator,
-        "fell": 0,
-        "flip_rate": 0.001,
-        "by": "A. Maintainer",
-    }
-    (folder / "verdict.json").write_text(json.dumps({**content, **counts}))
+def _verdict(repository: Path, model: str, **about: Any) -> Path:
+    return put_verdict(Place(repository / "submissions", model, TOY), RULES, **about)
 
 
 def test_tiers_follow_from_verdicts_and_refuted_claims_lose_their_rank(tmp_path: Path) -> None:
@@ -161,6 +147,33 @@ def test_tiers_follow_from_verdicts_and_refuted_claims_lose_their_rank(tmp_path:
     ]
     assert "| none | [alpha]" in render(board)
     assert "alpha" in render_page(board)
+
+
+def test_a_confirmed_refutation_stands_beside_the_figure_and_moves_no_rank(tmp_path: Path) -> None:
+    _models(tmp_path)
+    before = build(tmp_path, RULES).active[0].rows
+    (beta,) = [row for row in before if row.model == "beta"]
+    place, outcomes = Place(tmp_path / "submissions", "beta", TOY), toy_outcomes(200, seed=1, robust=0.88)
+    broken = [each.id for each in outcomes if each.clean == each.label and not each.fooled_at][:7]
+    sha256 = hashlib.sha256(put_refutation(place, broken).read_bytes()).hexdigest()
+    assert "best known" not in render(build(tmp_path, RULES))  # nobody has confirmed it
+    _verdict(tmp_path, "beta", confirmed=[{"sha256": sha256, "ids": broken[:5]}])
+    board = build(tmp_path, RULES)
+    known = f"{(beta.headline.numerator - 5) / 2:.1f} %"
+    assert render(board).count("best known") == 1
+    for text in (render(board), render_page(board)):
+        assert f"], best known {known}" in text
+        assert "Best known: what is left of the figure after refutations" in text
+        assert text.count("best known") == text.count(f"best known {known}")
+    assert [(row.model, row.rank) for row in board.active[0].rows] == [(row.model, row.rank) for row in before]
+
+
+def test_a_tampered_verdict_makes_no_board(tmp_path: Path) -> None:
+    _models(tmp_path)
+    path = _verdict(tmp_path, "beta")
+    path.write_text(path.read_text().replace('"fell": 0', '"fell": 1'))
+    with pytest.raises(SubmissionError, match=r"RB901 error: verifications/beta/toy-pgd@2/verdict\.json"):
+        build(tmp_path, RULES)
 
 
 # --- protocols of other kinds

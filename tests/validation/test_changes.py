@@ -8,9 +8,9 @@ import pytest
 
 from robench.errors import SubmissionError
 from robench.submission import TOML
-from robench.validation import validate
+from robench.validation import Place, validate
 from robench.validation.changes import changes_since
-from tests.claims import TOY, claim, toy_rules
+from tests.claims import TOY, claim, put_refutation, put_verdict, toy_outcomes, toy_rules
 
 RULES = toy_rules()
 
@@ -88,7 +88,34 @@ def test_claims_come_alone(repository: Path) -> None:
     verdict.parent.mkdir(parents=True)
     verdict.write_text("{}")
     commit(repository)
-    assert codes(repository) == [("RB107", "README.md"), ("RB107", f"verifications/beta/{TOY}/me.json")]
+    file = f"verifications/beta/{TOY}/me.json"
+    assert codes(repository) == [("RB107", "README.md"), ("RB107", file), ("RB901", file)]
+
+
+def test_a_branch_that_only_refutes_is_held_to_the_claim(repository: Path) -> None:
+    robust = [each.id for each in toy_outcomes() if each.clean == each.label and not each.fooled_at]
+    place = Place(repository / "submissions", "alpha", TOY)
+    put_refutation(place, robust[:2])
+    commit(repository)
+    report = validate([repository / "submissions"], base="main", rules=RULES)
+    assert (report.claims, report.valid) == (1, True)
+    put_refutation(place, [*robust[:2], "toy-99999"])
+    commit(repository)
+    assert codes(repository) == [("RB906", f"refutations/alpha/{TOY}/sceptic.json")]
+
+
+@pytest.mark.parametrize("change", ["edited", "deleted"])
+def test_merged_refutations_and_verdicts_stay_as_they_are(change: str, repository: Path) -> None:
+    robust = [each.id for each in toy_outcomes() if each.clean == each.label and not each.fooled_at]
+    place = Place(repository / "submissions", "alpha", TOY)
+    paths = [put_refutation(place, robust[:2]), put_verdict(place, RULES)]
+    commit(repository)
+    git(repository, "branch", "--force", "main")
+    for path in paths:
+        path.write_text(path.read_text() + " ") if change == "edited" else path.unlink()
+    commit(repository)
+    files = [f"refutations/alpha/{TOY}/sceptic.json", f"verifications/alpha/{TOY}/verdict.json"]
+    assert codes(repository) == [("RB108", file) for file in files]
 
 
 def test_a_branch_without_claims_may_change_anything_else(repository: Path) -> None:

@@ -12,7 +12,7 @@ def test_the_page_is_the_table() -> None:
 
 def test_every_code_has_a_level_and_says_what_to_do() -> None:
     for name, code in CODES.items():
-        assert re.fullmatch(r"RB[1-8]\d\d", name)
+        assert re.fullmatch(r"RB[1-9]\d\d", name)
         assert code.level == LEVELS[name[2]]
         assert code.fix.endswith(".")
         assert (code.severity == "warning") == (name[2] == "6" or name == "RB703")

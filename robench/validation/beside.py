@@ -1,0 +1,190 @@
+"""What lies beside a claim: verdicts and refutations, held to the claim they are about.
+
+Not here: what follows from them (`verification`), and whether an image fools, which takes the model.
+"""
+
+import hashlib
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robench import refutation, verification
+from robench.errors import SubmissionError
+from robench.outcome import Outcome
+from robench.protocol import Protocol
+from robench.refutation import Refutation, read_refutation
+from robench.submission import MODEL_NAME, PROTOCOL_NAME, shown
+from robench.validation.findings import Finding
+from robench.validation.reading import Place, read_plain
+from robench.verification import Verdict, called, drawn, read_verdict
+
+LARGEST = {verification.FOLDER: 2_000_000, refutation.FOLDER: refutation.LARGEST}
+"""Most bytes of a file, by the folder it lies in."""
+_FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}\.json")
+
+
+def check_beside(
+    place: Place, result_sha256: str, protocol: Protocol, outcomes: Sequence[Outcome]
+) -> Iterator[Finding]:
+    """Verdicts and refutations of a claim."""
+    folders = {name: _files(place, name) for name in LARGEST}
+    if not any(folders.values()):
+        return
+    findings: list[Finding] = []
+    contents = {name: dict(_readable(place, name, files, findings)) for name, files in folders.items()}
+    yield from findings
+    if not any(contents.values()):
+        return
+    first = f"{next(name for name in contents if contents[name])}/{place.model}/{place.protocol}"
+    try:
+        robust, broken = called(protocol, outcomes)
+    except SubmissionError as error:
+        yield Finding("RB902", first, "", shown(str(error), 160), "nothing beside this claim")
+        return
+    claim = _About(result_sha256, protocol, len(outcomes), robust, broken)
+    known: dict[str, Refutation] = {}
+    for file, content in contents[refutation.FOLDER].items():
+        yield from _refutation(file, content, claim, known)
+    for file, content in contents[verification.FOLDER].items():
+        yield from _verdict(file, content, claim, known)
+
+
+@dataclass(frozen=True)
+class _About:
+    """What verdicts and refutations are held to: the digest of `result.json`, and which examples are called what."""
+
+    result_sha256: str
+    protocol: Protocol
+    count: int
+    robust: Sequence[str]
+    broken: Sequence[str]
+
+
+def _refutation(file: str, content: bytes, claim: _About, known: dict[str, Refutation]) -> Iterator[Finding]:
+    """It is about this claim, about examples that are called robust, and inside the budget."""
+    try:
+        read = read_refutation(content, where=file)
+    except SubmissionError as error:
+        yield Finding("RB901", file, "", shown(str(error), 160), "a robench.refutation/1")
+        return
+    if read.result_sha256 != claim.result_sha256:
+        yield Finding("RB902", file, "/result_sha256", read.result_sha256, claim.result_sha256)
+        return
+    known[hashlib.sha256(content).hexdigest()] = read
+    open_to_it = set(claim.robust)
+    for index, change in enumerate(read.images):
+        if change.id not in open_to_it:
+            expected = "an example that the claim calls robust, once"
+            yield Finding("RB906", file, f"/images/{index}/id", shown(change.id), expected)
+        open_to_it.discard(change.id)
+        try:
+            found = refutation.outside(change, refutation.ball_of(claim.protocol))
+        except SubmissionError as error:
+            found = shown(str(error), 160)
+        if found is not None:
+            expected = "a change of the image, in the budget of the protocol"
+            yield Finding("RB907", file, f"/images/{index}/steps", found, expected)
+
+
+def _verdict(file: str, content: bytes, claim: _About, known: Mapping[str, Refutation]) -> Iterator[Finding]:
+    """It is about this claim, about the examples that its seed draws, and about refutations that lie here."""
+    try:
+        verdict = read_verdict(content, where=file)
+    except SubmissionError as error:
+        yield Finding("RB901", file, "", shown(str(error), 160), "a robench.verdict/1")
+        return
+    if verdict.result_sha256 != claim.result_sha256:
+        yield Finding("RB902", file, "/result_sha256", verdict.result_sha256, claim.result_sha256)
+        return
+    for key, stated, found in (
+        ("robust", verdict.robust, len(claim.robust)),
+        ("of", verdict.of, claim.count),
+    ):
+        if stated != found:
+            yield Finding("RB903", file, f"/{key}", str(stated), f"{found}, as the claim says")
+    yield from _check_draw(file, verdict, claim)
+    yield from _check_confirmed(file, verdict, known)
+
+
+def check_orphans(repository: Path, claims: Iterable[Place]) -> Iterator[Finding]:
+    """Folders of verdicts and refutations beside which there is no claim."""
+    known = {(place.model, place.protocol) for place in claims}
+    for name in LARGEST:
+        for model in _names(repository / name):
+            for protocol in _names(repository / name / model):
+                if (model, protocol) not in known:
+                    yield Finding("RB902", f"{name}/{model}/{protocol}", "", "no claim of this name", "a merged claim")
+
+
+def _names(folder: Path) -> list[str]:
+    """Names of the folders in a folder."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    except OSError:
+        return []
+
+
+def _files(place: Place, name: str) -> list[str]:
+    """Names of all that lies in a folder of one claim."""
+    try:
+        return sorted(each.name for each in (place.root.parent / name / place.model / place.protocol).iterdir())
+    except OSError:
+        return []
+
+
+def _readable(place: Place, name: str, files: Sequence[str], findings: list[Finding]) -> Iterator[tuple[str, bytes]]:
+    """Path from the root of the repository, and content, of the files that are plain and of a sane size."""
+    most = LARGEST[name]
+    for file in files:
+        where = f"{name}/{place.model}/{place.protocol}/{file}"
+        if not _FILE.fullmatch(file):
+            findings.append(Finding("RB103", where, "", shown(file), "<name>.json"))
+            continue
+        try:
+            content = read_plain(place.root.parent / where, most)
+        except OSError as error:
+            findings.append(Finding("RB109", where, "", error.strerror or "unreadable", "a readable file"))
+            continue
+        if content is None or len(content) > most:
+            code, found = ("RB104", "no plain file") if content is None else ("RB105", f"more than {most:,} bytes")
+            findings.append(Finding(code, where, "", found, f"a file of at most {most:,} bytes"))
+            continue
+        yield where, content
+
+
+def _check_draw(file: str, verdict: Verdict, claim: _About) -> Iterator[Finding]:
+    """Which examples were attacked again is the seed's choice."""
+    drawn_from = (("examples", claim.robust, verdict.examples), ("controls", claim.broken, verdict.controls))
+    for key, called_so, again in drawn_from:
+        expected = drawn(called_so, verdict.seed, len(again))
+        for index, each in enumerate(again):
+            if index >= len(expected) or each.id != expected[index]:
+                right = shown(expected[index]) if index < len(expected) else "no more"
+                yield Finding("RB904", file, f"/{key}/{index}/id", shown(each.id), f"{right}, as the seed draws")
+                break
+
+
+def _check_confirmed(file: str, verdict: Verdict, known: Mapping[str, Refutation]) -> Iterator[Finding]:
+    """What a verdict confirms is said by a refutation that lies beside it."""
+    for index, each in enumerate(verdict.confirmed):
+        if each.sha256 not in known:
+            yield Finding(
+                "RB905", file, f"/confirmed/{index}/sha256", each.sha256, "that of a refutation of this claim"
+            )
+            continue
+        strange = set(each.ids) - {image.id for image in known[each.sha256].images}
+        if strange:
+            found = shown(min(strange))
+            yield Finding("RB905", file, f"/confirmed/{index}/ids", found, "examples of the refutation")
+
+
+def parts_of(path: str) -> tuple[str, str] | None:
+    """Model and protocol of the claim that a file of verdicts or refutations is about."""
+    parts = path.split("/")
+    if len(parts) != 4 or parts[0] not in LARGEST:
+        return None
+    model, protocol = parts[1:3]
+    return (model, protocol) if MODEL_NAME.fullmatch(model) and PROTOCOL_NAME.fullmatch(protocol) else None

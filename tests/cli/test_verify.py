@@ -1,0 +1,150 @@
+"""verify and refute as maintainers and sceptics run them, from a claim to its row on the leaderboard."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+import robench
+from robench.cli.main import app
+from robench.errors import RobenchError
+from robench.refutation import Change, Refutation
+from robench.result import Result
+from robench.validation import Place, Rules
+from robench.verification import Again, Confirmed, Verdict
+from tests.test_challenge import LONG, NAME, RULES, SHORT, _claim, _inflated
+from tests.validation.test_changes import commit, git
+
+CLAIM = f"submissions/mini-resnet-adv/{NAME}"
+VERIFY = ("verify", CLAIM, "--public-value", "round 7", "--by", "A. Maintainer")
+
+
+def _invoke(*arguments: str) -> tuple[int, str]:
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stdout
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return robench.evaluate("mini-resnet-adv", SHORT, run_dir=tmp_path_factory.mktemp("honest"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A benchmark whose one protocol is the short one."""
+    git(tmp_path, "init", "--quiet")
+    (tmp_path / "benchmarks").mkdir()
+    (tmp_path / "benchmarks" / "protocols.lock").write_text("")
+    (tmp_path / ".gitignore").write_text("runs/\nimages/\nlong/\n")
+    commit(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Rules, "shipped", classmethod(lambda cls: RULES))
+    return tmp_path
+
+
+def _merged(repository: Path, place: Place) -> str:
+    """Bring a claim in through a branch, as a pull request does; returns the merge commit."""
+    git(repository, "switch", "--quiet", "--create", "claim")
+    assert place.folder.is_dir()
+    commit(repository, "claim")
+    git(repository, "switch", "--quiet", "-")
+    git(repository, "merge", "--quiet", "--no-ff", "--message", "merge", "claim")
+    merge = git(repository, "rev-parse", "HEAD").strip()
+    (repository / "later.md").write_text("later\n")
+    commit(repository, "later")
+    return merge
+
+
+def test_from_a_claim_to_its_row(honest: Result, repository: Path) -> None:
+    """Claim, merge, verify, validate, leaderboard; then a stronger attack, its confirmation, and the same row."""
+    outcomes = honest.read_outcomes()
+    robust = sum(each.clean == each.label and not each.fooled_at for each in outcomes)
+    merge = _merged(repository, _claim(repository, honest, outcomes))
+    code, stdout = _invoke(*VERIFY)
+    assert code == 0
+    assert stdout.startswith(f"mini-resnet-adv under {NAME}: 0 of {robust} fell\ntier by this verdict: reproduced\n")
+    (path,) = (repository / "verifications" / "mini-resnet-adv" / NAME).glob("*.json")
+    written = json.loads(path.read_text())
+    assert (written["merge_commit"], written["public_value"], written["by"]) == (merge, "round 7", "A. Maintainer")
+    assert path.name.startswith("a-maintainer-")
+    assert (_invoke("validate")[0], _invoke("leaderboard")[0]) == (0, 0)
+    assert "| reproduced |" in (repository / "leaderboard.md").read_text()
+    commit(repository, "verified")
+    options = robench.evaluation.Options(save_adversarial="images")
+    robench.evaluate("mini-resnet-adv", LONG, run_dir="long", options=options)
+    refute = ("refute", CLAIM, "--images", "images", "--by", "A. Sceptic", "--how", "PGD, 12 steps")
+    code, stdout = _invoke(*refute)
+    assert code == 0
+    broken = int(stdout.partition(": ")[2].partition(" ")[0])
+    assert broken >= 5
+    best = f"best known, once a verifier confirms it: {100 * (robust - broken) / 512:.1f} %"
+    assert best in stdout
+    assert (_invoke("validate", "--base", "HEAD")[0], _invoke("leaderboard")[0]) == (0, 0)
+    assert "best known" not in (repository / "leaderboard.md").read_text()
+    code, stdout = _invoke(*VERIFY, "--only-refutations")
+    assert code == 0
+    assert len(list(path.parent.glob("a-maintainer-*.json"))) == 2  # the first verdict stays
+    assert "tier" not in stdout
+    assert f"best known: {100 * (robust - broken) / 512:.1f} %" in stdout
+    assert (_invoke("validate")[0], _invoke("leaderboard")[0]) == (0, 0)
+    row = next(line for line in (repository / "leaderboard.md").read_text().splitlines() if "| [mini-resnet" in line)
+    assert f", best known {100 * (robust - broken) / 512:.1f} % |" in row
+    assert "| reproduced |" in row
+
+
+def test_a_cheat_ends_with_1_and_without_a_rank(honest: Result, repository: Path) -> None:
+    _merged(repository, _claim(repository, honest, _inflated(honest.read_outcomes(), 10)))
+    code, stdout = _invoke(*VERIFY)
+    assert code == 1
+    assert "tier by this verdict: refuted\n" in stdout
+    assert (_invoke("validate")[0], _invoke("leaderboard")[0]) == (0, 0)
+    assert "| none | [mini-resnet-adv]" in (repository / "leaderboard.md").read_text()
+
+
+def test_a_claim_that_is_not_merged_is_not_verified(honest: Result, repository: Path) -> None:
+    _claim(repository, honest, honest.read_outcomes())
+    with pytest.raises(RobenchError, match=r"`merge commit` is unknown to git; expected a claim that was merged"):
+        _invoke(*VERIFY)
+
+
+def test_verify_and_refute_take_one_valid_claim(honest: Result, repository: Path) -> None:
+    place = _claim(repository, honest, honest.read_outcomes())
+    other = place.root / "other" / NAME
+    other.parent.mkdir()
+    place.folder.rename(other)
+    for command in (VERIFY, ("refute", CLAIM, "--images", ".", "--by", "me", "--how", "none")):
+        with pytest.raises(RobenchError, match=r"`path` is missing; expected a claim, or a folder of claims"):
+            _invoke(*command)
+    with pytest.raises(RobenchError, match=r"`path` is 0 claims; expected one claim, submissions/<model>/<protocol>@"):
+        _invoke("verify", str(place.folder.parent), *VERIFY[2:])
+    (other / "result.json").write_text("{}")
+    with pytest.raises(RobenchError, match=r"^RB203 error: submissions/other/mini-short@1/result.json"):
+        _invoke("verify", str(other), *VERIFY[2:])
+
+
+def test_without_a_loader_of_robenchs_a_sceptic_brings_the_model(honest: Result, repository: Path) -> None:
+    own = {
+        "repository": "https://example.org/nets",
+        "commit": "1" * 40,
+        "entry_point": "nets:build",
+        "weights_sha256": str(honest.model.weights_sha256),
+    }
+    model = honest.model.model_copy(update={"reference": None, "loader": "module:function"})
+    result = honest.model_copy(update={"model": model})
+    _claim(repository, result, honest.read_outcomes(), loader=own)
+    refute = ("refute", CLAIM, "--images", ".", "--by", "me", "--how", "none")
+    with pytest.raises(RobenchError, match=r"refute: `--model` is not given, .*; expected a model"):
+        _invoke(*refute)
+    with pytest.raises(RobenchError, match=r"`images` is 0 images of examples called robust: .*; expected at"):
+        _invoke(*refute, "--model", "mini-resnet-adv")
+
+
+def test_the_guide_explains_every_key_of_verdicts_and_refutations() -> None:
+    text = (Path(__file__).parent.parent.parent / "docs" / "submitting.md").read_text(encoding="utf-8")
+    guide = text[text.index("## How a claim is verified") :]
+    keys = {*Verdict.model_fields, *Again.model_fields, *Confirmed.model_fields}
+    keys |= {*Refutation.model_fields, *Change.model_fields}
+    assert {key for key in keys - {"schema_name"} if f"`{key}`" not in guide} == set()

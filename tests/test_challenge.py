@@ -1,0 +1,377 @@
+"""Challenges and refutations of small, real claims: an honest one stands, a cheat falls, a stronger attack lowers."""
+
+import itertools
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import robench
+from robench.adversarial import image_file
+from robench.challenge import Chosen, Draw, Job, verify
+from robench.container import Code, confined, foreign_model
+from robench.data import CATALOGUE
+from robench.errors import ModelError, SubmissionError
+from robench.outcome import Outcome
+from robench.progress import Silent
+from robench.protocol import Protocol, parse_protocol
+from robench.refutation import read_refutation
+from robench.refuting import refute
+from robench.registry import load_protocol
+from robench.result import Result
+from robench.submission import RepositoryLoader, Submission
+from robench.validation import Claim, Place, Rules, examine, validate
+from robench.verification import FLIP_RATE, called
+from robench.zoo import bundled_weights, load_model
+from tests.claims import WORDS, result_of, write
+from tests.validation.test_changes import commit, git
+
+SOURCE = CATALOGUE["mini"]()
+MERGED = Draw("0" * 40, "round 7")
+
+
+def _protocol(**changes: Any) -> Protocol:
+    """mini-pgd-linf with two steps: a second for all of its images."""
+    content = load_protocol("mini-pgd-linf").model_dump(mode="json", by_alias=True, exclude_none=True)
+    content |= {"id": "mini-short", "score": {"scoring": "any iterate", "steps": [2]}}
+    content["attack"] |= {"steps": 2, "step_size": "3/255"}
+    return parse_protocol(content | changes, where="mini-short")
+
+
+SHORT = _protocol()
+LONG = _protocol(
+    id="mini-long",
+    attack={"kind": "pgd", "step_size": "1/255", "steps": 12},
+    score={"scoring": "any iterate", "steps": [12]},
+)
+NAME = SHORT.exact_name
+SHIPPED = Rules.shipped()
+RULES = Rules({NAME: SHORT}, {NAME: SHORT.digest}, SHIPPED.labels)
+
+
+@pytest.fixture(scope="module")
+def honest(tmp_path_factory: pytest.TempPathFactory) -> Result:
+    return robench.evaluate("mini-resnet-adv", SHORT, run_dir=tmp_path_factory.mktemp("honest"))
+
+
+def _claim(
+    repository: Path, result: Result, outcomes: Sequence[Outcome], loader: dict[str, str] | None = None
+) -> Place:
+    """What `robench submit` writes, under a protocol that is official in these tests alone."""
+    bundled = {"bundled": "mini-resnet-adv", "weights_sha256": str(result.model.weights_sha256)}
+    place = Place(repository / "submissions", "mini-resnet-adv", NAME)
+    claimed = result_of(SHORT, outcomes, result.model, caveats=result.caveats)
+    write(place.folder, claimed, outcomes, {**WORDS, "loader": loader or bundled})
+    return place
+
+
+def _read(place: Place) -> Claim:
+    claim, findings = examine(place, RULES)
+    assert [each for each in findings if each.severity == "error"] == []
+    assert claim is not None
+    return claim
+
+
+def _inflated(outcomes: Sequence[Outcome], count: int) -> list[Outcome]:
+    """So many of the broken examples are called robust, as the attack writes robust ones."""
+    inflated = list(outcomes)
+    for index in [index for index, each in enumerate(outcomes) if each.fooled_at][:count]:
+        each = outcomes[index]
+        margin = float(f"{each.clean_margin / 2:.3g}")
+        inflated[index] = replace(each, fooled_at=(), stage="", attacked=each.label, attacked_margin=margin)
+    return inflated
+
+
+def _put(place: Place, content: bytes, folder: str, name: str) -> Path:
+    path = place.root.parent / folder / place.model / place.protocol / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+# --- challenges
+
+
+def test_an_honest_claim_stands_and_a_cheat_of_two_points_falls(honest: Result, tmp_path: Path) -> None:
+    """Both in one: every example called robust is asked again, and the ten that were flipped fall."""
+    outcomes = honest.read_outcomes()
+    robust = sum(each.clean == each.label and not each.fooled_at for each in outcomes)
+    stood = verify(_read(_claim(tmp_path / "honest", honest, outcomes)), MERGED, by="me", run_dir=tmp_path / "runs")
+    assert (stood.robust, stood.of, stood.asked, stood.fell) == (robust, 512, robust, 0)
+    assert (stood.sound, stood.refutes, stood.stood, len(stood.controls)) == (True, False, 0, 50)
+    place = _claim(tmp_path / "cheat", honest, _inflated(outcomes, 10))
+    cheat = verify(_read(place), MERGED, by="me", run_dir=tmp_path / "runs")
+    assert (cheat.robust, cheat.asked, cheat.sound) == (robust + 10, robust + 10, True)
+    assert cheat.refutes
+    assert cheat.fell == sum(not each.robust and each.margin < -0.001 for each in cheat.examples) >= 9
+    assert {each.id for each in cheat.examples if not each.robust} == {
+        now.id for then, now in zip(outcomes, _inflated(outcomes, 10), strict=True) if then != now
+    }
+    _put(place, cheat.to_bytes(), "verifications", "me.json")
+    assert validate([place.root], rules=RULES).valid
+
+
+def test_some_examples_are_read_by_their_ids() -> None:
+    small = Chosen(SOURCE, SOURCE.ids[3:6])
+    assert (small.ids, small.labels) == (list(SOURCE.ids[3:6]), list(SOURCE.labels[3:6]))
+    for found, expected in zip(small.images([2, 0]), SOURCE.images([5, 3]), strict=True):
+        assert isinstance(found, torch.Tensor)
+        assert isinstance(expected, torch.Tensor)
+        assert torch.equal(found, expected)
+    with pytest.raises(SubmissionError, match=r"`data` is without 1 of 2 examples, such as 'x'; expected all"):
+        Chosen(SOURCE, [SOURCE.ids[0], "x"])
+
+
+def test_a_challenge_that_is_done_is_not_done_again(honest: Result, tmp_path: Path) -> None:
+    claim = _read(_claim(tmp_path, honest, honest.read_outcomes()))
+    few = replace(claim, outcomes=[each for each in claim.outcomes if each.clean == each.label][:20])
+    said: list[str] = []
+
+    class Listener(Silent):
+        def notice(self, text: str) -> None:
+            said.append(text)
+
+    first, second = (verify(few, MERGED, by="me", run_dir=tmp_path, watcher=Listener()) for _ in range(2))
+    assert first == second
+    assert [text.startswith("Reusing the finished run") for text in said].count(True) == 1
+    other = verify(few, replace(MERGED, public_value="round 8"), by="me", run_dir=tmp_path)
+    assert [each.id for each in other.examples] != [each.id for each in first.examples]
+
+
+def test_another_model_behind_the_loader_is_found(honest: Result, tmp_path: Path) -> None:
+    outcomes = honest.read_outcomes()
+    place = _claim(tmp_path, honest, outcomes)
+    claim = _read(place)
+    words = {**WORDS, "loader": {"bundled": "mini-resnet", "weights_sha256": str(honest.model.weights_sha256)}}
+    with pytest.raises(
+        SubmissionError, match=r"mini-resnet: `weights` is [0-9a-f]{64}; expected .*, as the claim says"
+    ):
+        verify(replace(claim, submission=Submission.model_validate(words)), MERGED, by="me", run_dir=tmp_path)
+    result = claim.result.model_copy(update={"model": claim.result.model.model_copy(update={"state_digest": "0" * 64})})
+    few = replace(claim, result=result, outcomes=[each for each in outcomes if each.clean == each.label][:30])
+    with pytest.raises(ModelError, match=r"mini-resnet-adv: `state` is .*; expected 0{64}, as the claim says. It is"):
+        verify(few, MERGED, by="me", run_dir=tmp_path)
+
+
+def test_a_claim_without_a_loader_stays_where_it_is(honest: Result, tmp_path: Path) -> None:
+    claim = _read(_claim(tmp_path, honest, honest.read_outcomes()))
+    bare = replace(claim, submission=Submission.model_validate(WORDS))
+    with pytest.raises(SubmissionError, match=r"`loader` is none; expected a way to get the model. The claim stays"):
+        verify(bare, MERGED, by="me", run_dir=tmp_path)
+
+
+def test_a_job_goes_to_another_process_as_it_is(tmp_path: Path) -> None:
+    job = Job(
+        "a:b", SHORT, "native", ("x", "y"), (tmp_path / "r.json",), tmp_path, data=None, device="cpu", batch_size=3
+    )
+    assert Job.from_json(job.to_json()) == job
+
+
+# --- refutations
+
+
+@pytest.fixture(scope="module")
+def stronger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
+    """The images of more steps of the same attack."""
+    folder = tmp_path_factory.mktemp("stronger")
+    options = robench.evaluation.Options(save_adversarial=folder / "images")
+    return folder / "images", robench.evaluate("mini-resnet-adv", LONG, run_dir=folder / "run", options=options)
+
+
+def test_a_stronger_attack_lowers_a_claim(honest: Result, stronger: tuple[Path, Result], tmp_path: Path) -> None:
+    images, longer = stronger
+    outcomes = honest.read_outcomes()
+    claim = _read(_claim(tmp_path, honest, outcomes))
+    robust = set(called(SHORT, outcomes)[0])
+    broken = {each.id for each in longer.read_outcomes() if each.fooled_at}
+    found = refute(claim, images, model="mini-resnet-adv", by="me", how="PGD, 12 steps")
+    named = [each.id for each in found.refutation.images]
+    assert set(named) <= robust & broken
+    assert len(named) + found.harmless == len(robust & broken) >= 5
+    assert len(named) > found.harmless
+    assert (found.outside, found.left_out) == (0, 0)
+    _hold_to_the_model(found.refutation.to_bytes())
+    path = _put(claim.place, found.refutation.to_bytes(), "refutations", "me.json")
+    assert path.stat().st_size < 4500 * len(named)
+    assert validate([claim.place.root], rules=RULES).valid
+    verdict = verify(claim, replace(MERGED, nothing=True), by="me", run_dir=tmp_path / "runs")
+    assert (verdict.asked, verdict.controls, verdict.refutes) == (0, (), False)
+    (confirmed,) = verdict.confirmed
+    assert set(confirmed.ids) == set(named)
+    _put(claim.place, verdict.to_bytes(), "verifications", "me.json")
+    assert validate([claim.place.root], rules=RULES).valid
+
+
+def _hold_to_the_model(content: bytes) -> None:
+    """Rebuild each image by hand, and ask the model: inside the ball, inside [0, 1], and another class."""
+    model = load_model("mini-resnet-adv")
+    for change in read_refutation(content, where="").images:
+        place = SOURCE.ids.index(change.id)
+        (clean,) = SOURCE.images([place])
+        assert isinstance(clean, torch.Tensor)
+        steps = np.frombuffer(change.unpacked(), dtype=np.int8).reshape(change.shape).astype(np.float64)
+        image = np.clip(clean.numpy() + change.unit * steps, 0, 1)
+        assert np.abs(image - clean.numpy()).max() <= 4 / 255 + 1e-6
+        with torch.no_grad():
+            assert int(model(torch.from_numpy(image).float()[None]).argmax()) != SOURCE.labels[place]
+
+
+def test_images_outside_the_budget_or_without_effect_refute_nothing(honest: Result, tmp_path: Path) -> None:
+    claim = _read(_claim(tmp_path, honest, honest.read_outcomes()))
+    far, idle = called(SHORT, claim.outcomes)[0][:2]
+    for example, change in ((far, 0.1), (idle, 0.0)):
+        (clean,) = SOURCE.images([SOURCE.ids.index(example)])
+        assert isinstance(clean, torch.Tensor)
+        np.save(tmp_path / image_file(example), (clean + change).clamp(0, 1).numpy())
+    with pytest.raises(SubmissionError) as caught:
+        refute(claim, tmp_path, model="mini-resnet-adv", by="me", how="none")
+    found = "2 images of examples called robust: 1 outside the budget, 1 harmless"
+    assert str(caught.value) == f"{tmp_path}: `images` is {found}; expected at least one that fools the model."
+
+
+def test_a_refutation_that_the_model_denies_is_not_confirmed(
+    honest: Result, stronger: tuple[Path, Result], tmp_path: Path
+) -> None:
+    """The steps of one example under the id of another: its form is right, and it fools nobody."""
+    claim = _read(_claim(tmp_path, honest, honest.read_outcomes()))
+    found = refute(claim, stronger[0], model="mini-resnet-adv", by="me", how="PGD, 12 steps")
+    first, second = found.refutation.images[:2]
+    blank = [each.model_copy(update={"unit": 1e-6}) for each in (first, second)]
+    content = found.refutation.model_copy(update={"images": (blank[0], second)}).to_bytes()
+    _put(claim.place, content, "refutations", "me.json")
+    assert validate([claim.place.root], rules=RULES).valid
+    verdict = verify(claim, replace(MERGED, nothing=True), by="me", run_dir=tmp_path / "runs")
+    assert [each.ids for each in verdict.confirmed] == [(second.id,)]
+
+
+# --- anybody's code
+
+NETS = """
+import os, socket
+import torch
+from safetensors.torch import load_file
+from robench.zoo import ARCHITECTURES, MODELS
+
+def build():
+    for way_out in (lambda: socket.create_connection(("127.0.0.1", {port}), timeout=2), lambda: open("{secret}")):
+        try:
+            way_out()
+        except OSError:
+            continue
+        raise AssertionError("not shut in")
+    model = ARCHITECTURES[MODELS["mini-resnet-adv"]]()
+    model.load_state_dict(load_file(os.environ["ROBENCH_WEIGHTS"]))
+    return model.eval()
+"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RepositoryLoader]:
+    """A repository with code and weights, that git takes for one on the web."""
+    import socket
+
+    secret, repository = tmp_path / "secret.txt", tmp_path / "nets"
+    secret.write_text("mine")
+    repository.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        code = NETS.replace("{port}", str(server.getsockname()[1])).replace("{secret}", str(secret))
+        (repository / "my_nets.py").write_text(code)
+        shutil.copy(bundled_weights("mini-resnet-adv"), repository / "weights.safetensors")
+        git(repository, "init", "--quiet")
+        commit(repository)
+        for key, value in {
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": f"url.{repository}.insteadOf",
+            "GIT_CONFIG_VALUE_0": "https://example.org/nets",
+        }.items():
+            monkeypatch.setenv(key, value)
+        yield RepositoryLoader(
+            repository="https://example.org/nets",
+            commit=git(repository, "rev-parse", "HEAD").strip(),
+            entry_point="my_nets:build",
+            weights_sha256=str(robench.zoo.resolve("mini-resnet-adv").weights_sha256),
+        )
+
+
+@pytest.mark.skipif(shutil.which("bwrap") is None, reason="bubblewrap is not installed")
+def test_foreign_code_is_attacked_without_network_and_without_our_files(
+    foreign: RepositoryLoader,
+    honest: Result,
+    stronger: tuple[Path, Result],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    claim = _read(_claim(tmp_path, honest, honest.read_outcomes()))
+    found = refute(claim, stronger[0], model="mini-resnet-adv", by="me", how="PGD, 12 steps")
+    _put(claim.place, found.refutation.to_bytes(), "refutations", "me.json")
+    few = [each for each in claim.outcomes if each.clean == each.label][:30]
+    own = Submission.model_validate({**WORDS, "loader": foreign.model_dump(exclude_none=True)})
+    monkeypatch.chdir(tmp_path)
+    verdict = verify(replace(claim, submission=own, outcomes=few), MERGED, by="me", run_dir=Path("runs"))
+    robust = called(SHORT, few)[0]
+    assert (verdict.asked, verdict.fell, verdict.stood) == (len(robust), 0, 0)
+    broken = [each.id for each in found.refutation.images if each.id in robust]
+    assert [sorted(each.ids) for each in verdict.confirmed] == [sorted(broken)]
+
+
+def test_without_bubblewrap_foreign_code_is_not_even_fetched(
+    foreign: RepositoryLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SubmissionError) as caught:
+        foreign_model(foreign, tmp_path / "code")
+    assert str(caught.value) == (
+        "verify: `loader` is anybody's code; expected `bwrap`, which shuts foreign code in. Install bubblewrap; until "
+        "then the tier stays where it is."
+    )
+    assert not (tmp_path / "code").exists()
+
+
+def test_the_container_has_no_network_no_environment_and_one_folder_to_write_to(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = tmp_path / "bin" / "bwrap"
+    fake.parent.mkdir()
+    fake.write_text("#!/bin/sh\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    work, data = tmp_path / "work", tmp_path / "images"
+    command = confined([data], Code(work / "code", work / "weights"), work=work, device=None)
+    assert command[0] == str(fake)
+    assert {"--unshare-all", "--die-with-parent", "--new-session", "--clearenv"} <= set(command)
+    assert "--share-net" not in command
+    pairs = list(itertools.pairwise(command))
+    assert [place for option, place in pairs if option == "--bind"] == [str(work)]
+    read = [place for option, place in pairs if option in ("--ro-bind", "--ro-bind-try")]
+    assert str(data) in read
+    assert sys.base_prefix in read
+    assert not {"/", "/home", "/root", "/etc", str(Path.home())} & set(read)
+    assert command[-1] == "--"
+
+
+def test_wrong_weights_of_foreign_code_are_refused(foreign: RepositoryLoader, tmp_path: Path) -> None:
+    if shutil.which("bwrap") is None:
+        pytest.skip("bubblewrap is not installed")
+    other = foreign.model_copy(update={"weights_sha256": "0" * 64})
+    with pytest.raises(SubmissionError, match=r"`weights` is missing; expected a file with the digest 0{64}"):
+        foreign_model(other, tmp_path / "code")
+    gone = foreign.model_copy(update={"commit": "1" * 40})
+    with pytest.raises(SubmissionError, match=r"fetch: `commit` is not to be had .*; expected the commit that the"):
+        foreign_model(gone, tmp_path / "code2")
+
+
+def test_flips_between_runs_are_below_the_tolerance(honest: Result, tmp_path: Path) -> None:
+    """Other slots: the same verdicts, up to the rate that a challenge forgives."""
+    again = robench.evaluate("mini-resnet-adv", SHORT, batch_size=16, run_dir=tmp_path / "run")
+    assert json.loads((tmp_path / "run" / "plan.json").read_text())["protocol"]["id"] == "mini-short"
+    pairs = list(zip(honest.read_outcomes(), again.read_outcomes(), strict=True))
+    robust = [(then, now) for then, now in pairs if then.clean == then.label and not then.fooled_at]
+    assert sum(bool(now.fooled_at) for _, now in robust) <= FLIP_RATE * len(robust)

@@ -1,0 +1,217 @@
+"""Verdicts and refutations beside a claim: honest ones pass, and each tampering is found by its code."""
+
+import base64
+import hashlib
+import json
+import os
+import zlib
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robench.errors import SubmissionError
+from robench.refutation import Change, Refutation, read_refutation
+from robench.submission import RESULT
+from robench.validation import Place, Rules, validate
+from robench.verification import Verdict, read_verdict
+from tests.claims import TOY, claim, put_refutation, put_verdict, toy_outcomes, toy_rules
+from tests.test_protocol import MISSING
+from tests.test_verification import ABOUT
+
+RULES = toy_rules(200)
+ROBUST = [each.id for each in toy_outcomes(200) if each.clean == each.label and not each.fooled_at]
+BROKEN = [each.id for each in toy_outcomes(200) if each.fooled_at]
+KEYS = [*Verdict.model_fields, *Refutation.model_fields, *Change.model_fields]
+VERDICT, REFUTATION = f"verifications/alpha/{TOY}/verdict.json", f"refutations/alpha/{TOY}/sceptic.json"
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return claim(tmp_path, rules=RULES)
+
+
+def codes(place: Place, rules: Rules = RULES) -> list[tuple[str, str, str]]:
+    report = validate([place.root], rules=rules)
+    return [(each.code, each.file, each.pointer) for each in report.findings if each.severity == "error"]
+
+
+def packed(values: list[int]) -> str:
+    return base64.b64encode(zlib.compress(bytes(value % 256 for value in values))).decode()
+
+
+def test_honest_ones_pass(place: Place) -> None:
+    refutation = put_refutation(place, ROBUST[:3])
+    sha256 = hashlib.sha256(refutation.read_bytes()).hexdigest()
+    put_verdict(place, RULES, asked=50, fell=2, confirmed=[{"sha256": sha256, "ids": ROBUST[:2]}])
+    assert codes(place) == []
+
+
+def _edit(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    def edited(path: Path) -> None:
+        content = json.loads(path.read_text())
+        change(content)
+        path.write_text(json.dumps(content))
+
+    return edited
+
+
+def _stands(content: dict[str, Any]) -> None:
+    """One more stood, in counts and in the list: consistent, and yet another draw's."""
+    content["examples"][0], content["examples"][1] = content["examples"][1], content["examples"][0]
+
+
+VERDICTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
+    "a count lowered": (_edit(lambda c: c.update(fell=0)), "RB901", ""),
+    "a count of examples raised": (_edit(lambda c: c.update(asked=60)), "RB901", ""),
+    "an example that fell, left out": (
+        _edit(lambda c: (c["examples"].pop(0), c.update(asked=49, fell=1))),
+        "RB904",
+        "/examples/0/id",
+    ),
+    "examples in another order": (_edit(_stands), "RB904", "/examples/0/id"),
+    "an example the verifier chose": (
+        _edit(lambda c: c["examples"][7].update(id=BROKEN[0])),
+        "RB904",
+        "/examples/7/id",
+    ),
+    "another public value": (_edit(lambda c: c.update(public_value="round 8")), "RB904", "/examples/0/id"),
+    "another merge commit": (_edit(lambda c: c.update(merge_commit="1" * 40)), "RB904", "/examples/0/id"),
+    "no control that fell": (_edit(lambda c: c["controls"].reverse()), "RB904", "/controls/0/id"),
+    "fewer called robust": (_edit(lambda c: c.update(robust=60)), "RB903", "/robust"),
+    "fewer examples": (_edit(lambda c: c.update(of=180)), "RB903", "/of"),
+    "another result": (_edit(lambda c: c.update(result_sha256="0" * 64)), "RB902", "/result_sha256"),
+    "a flip rate that forgives": (_edit(lambda c: c.update(flip_rate=0.4)), "RB901", ""),
+    "a soft margin that forgives": (_edit(lambda c: c.update(soft_margin=9.0)), "RB901", ""),
+    "a tier": (_edit(lambda c: c.update(tier="reproduced")), "RB901", ""),
+    "a refutation that is not there": (
+        _edit(lambda c: c.update(confirmed=[{"sha256": "0" * 64, "ids": []}])),
+        "RB905",
+        "/confirmed/0/sha256",
+    ),
+    "no JSON": (lambda path: path.write_bytes(b"\xff"), "RB901", ""),
+    "huge": (lambda path: path.write_bytes(b" " * 2_000_001), "RB105", ""),
+}
+
+
+@pytest.mark.parametrize("name", VERDICTS)
+def test_a_tampered_verdict_is_found(name: str, place: Place) -> None:
+    change, code, pointer = VERDICTS[name]
+    change(put_verdict(place, RULES, asked=50, fell=2))
+    assert (code, VERDICT, pointer) in codes(place)
+    assert {each for each, _, _ in codes(place)} == {code}
+
+
+REFUTATIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
+    "an example called broken": (lambda c: c["images"][0].update(id=BROKEN[0]), "RB906", "/images/0/id"),
+    "an example of nobody's": (lambda c: c["images"][1].update(id="toy-x"), "RB906", "/images/1/id"),
+    "an example twice": (lambda c: c["images"][1].update(id=ROBUST[0]), "RB906", "/images/1/id"),
+    "another result": (lambda c: c.update(result_sha256="0" * 64), "RB902", "/result_sha256"),
+    "a larger unit": (lambda c: c["images"][1].update(unit=4.1 / 255), "RB907", "/images/1/steps"),
+    "a longer step": (lambda c: c["images"][1].update(steps=packed([0] * 11 + [-2])), "RB907", "/images/1/steps"),
+    "too few steps": (lambda c: c["images"][1].update(steps=packed([0] * 11)), "RB907", "/images/1/steps"),
+    "too many steps": (lambda c: c["images"][1].update(steps=packed([0] * 10**7)), "RB907", "/images/1/steps"),
+    "steps of no kind": (lambda c: c["images"][1].update(steps="~"), "RB907", "/images/1/steps"),
+    "a huge image": (lambda c: c["images"][1].update(shape=[3, 99999, 99999]), "RB901", ""),
+    "a negative unit": (lambda c: c["images"][1].update(unit=-0.01), "RB901", ""),
+    "no image": (lambda c: c.update(images=[]), "RB901", ""),
+    "a pixel": (lambda c: c["images"][0].update(pixels="AAAA"), "RB901", ""),
+    "markup over two lines": (lambda c: c.update(how="a\n<b>"), "RB901", ""),
+}
+
+
+@pytest.mark.parametrize("name", REFUTATIONS)
+def test_a_tampered_refutation_is_found(name: str, place: Place) -> None:
+    change, code, pointer = REFUTATIONS[name]
+    _edit(change)(put_refutation(place, ROBUST[:2]))
+    assert codes(place) == [(code, REFUTATION, pointer)]
+
+
+def _said(reader: Callable[..., object], content: bytes) -> str:
+    """What a reader complains about; "" where it does not."""
+    try:
+        reader(content, where="file")
+    except SubmissionError as error:
+        return str(error)
+    return ""
+
+
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("HUGE"),
+        lambda inner: st.lists(inner) | st.dictionaries(st.sampled_from([*KEYS, "x"]), inner),
+    ),
+    st.sampled_from(KEYS),
+)
+@settings(max_examples=300, deadline=None, derandomize=True)
+def test_whatever_stands_in_a_file_is_a_complaint_and_no_traceback(value: Any, key: str) -> None:
+    """Any value under any key, among them integers of thousands of digits, and files that are nothing but a value."""
+    for content in (value, {**ABOUT, "examples": [], "asked": 0, key: value}):
+        text = json.dumps(content).replace('"HUGE"', "9" * 5000).encode()
+        for said in (_said(read_refutation, text), _said(read_verdict, text)):
+            assert said == "" or (said.startswith("file: ") and len(said) < 1000)
+
+
+def test_nesting_without_end_is_a_complaint() -> None:
+    for content in (b"[" * 100_000, b'{"a":' * 100_000, b"\xff", b""):
+        assert _said(read_refutation, content).startswith("file: `refutation` is malformed (content is ")
+        assert _said(read_verdict, content).startswith("file: `verdict` is malformed (content is ")
+
+
+def test_a_ball_is_that_of_the_protocol(tmp_path: Path) -> None:
+    """In L2 the length of twelve values counts: 0.05 each is 0.173."""
+    for name, epsilon, expected in (("in", "18/100", []), ("out", "17/100", ["RB907"])):
+        rules = toy_rules(200, budget={"norm": "l2", "epsilon": epsilon})
+        place = claim(tmp_path / name, rules=rules)
+        change = {"id": ROBUST[0], "shape": [3, 2, 2], "unit": 0.05, "steps": packed([1, -1] * 6)}
+        put_refutation(place, [], images=[change])
+        assert [code for code, _, _ in codes(place, rules)] == expected
+
+
+def test_patches_are_not_refuted_by_changes(tmp_path: Path) -> None:
+    rules = toy_rules(200, budget={"kind": "patches", "area": "1/10", "patches": 1})
+    place = claim(tmp_path, rules=rules)
+    put_refutation(place, ROBUST[:1])
+    assert [code for code, _, _ in codes(place, rules)] == ["RB907"]
+
+
+def test_nothing_lies_beside_shares_of_answers(tmp_path: Path) -> None:
+    rules = toy_rules(200, attack__draws=20, score={"asks": 20})
+    asked = [replace(each, fooled_at=(), stage="", clean_right=20, attacked_right=3) for each in toy_outcomes(200)]
+    place = claim(tmp_path, rules=rules, outcomes=asked)
+    put_refutation(place, ROBUST[:1])
+    assert [code for code, _, _ in codes(place, rules)] == ["RB902"]
+
+
+def test_what_is_beside_no_claim_is_found(place: Place) -> None:
+    path = put_refutation(place, ROBUST[:1])
+    path.parent.parent.rename(path.parent.parent.parent / "omega")
+    assert codes(place) == [("RB902", f"refutations/omega/{TOY}", "")]
+
+
+def test_links_and_other_files_are_not_read(place: Place) -> None:
+    path = put_refutation(place, ROBUST[:1])
+    (path.parent / "notes.md").write_text("x")
+    (path.parent / "link.json").symlink_to("/etc/passwd")
+    os.mkfifo(path.parent / "pipe.json")
+    folder = path.relative_to(place.root.parent).parent.as_posix()
+    found = {(code, file) for code, file, _ in codes(place)}
+    assert found == {
+        ("RB103", f"{folder}/notes.md"),
+        ("RB104", f"{folder}/link.json"),
+        ("RB104", f"{folder}/pipe.json"),
+    }
+
+
+def test_a_verdict_about_an_attack_that_is_none(tmp_path: Path) -> None:
+    """Without an attack nothing is called broken, and what is right is what is called robust."""
+    rules = toy_rules(200, attack=MISSING, budget=MISSING, score=MISSING)
+    outcomes = [replace(each, attacked=each.clean, fooled_at=(), stage="") for each in toy_outcomes(200)]
+    place = claim(tmp_path, rules=rules, outcomes=outcomes)
+    put_verdict(place, rules)
+    assert codes(place, rules) == []
+    assert (place.folder / RESULT).exists()
