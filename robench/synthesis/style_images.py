@@ -56,7 +56,11 @@ def prepare(
       DataError: none can be used, or the target cannot be written.
     """
     squares = _Squares(source, target, names)
-    parts = in_workers(squares, workers, together=1) if workers else (squares[at] for at in range(len(names)))
+    parts = (
+        in_workers(squares, range(len(names)), workers, together=1)
+        if workers
+        else (squares[at] for at in range(len(names)))
+    )
     usable = []
     for name, part in zip(names, parts, strict=True):
         if isinstance(part, _Failed):

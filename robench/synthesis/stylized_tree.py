@@ -210,7 +210,7 @@ def _write_missing(path: Path, image: Tensor) -> bool:
 def _read(pairs: "_Pairs", positions: Sequence[int], workers: int) -> Iterator[_Part]:
     chosen = _Chosen(pairs, positions)
     if workers and positions:
-        return in_workers(chosen, workers, together=1)
+        return in_workers(chosen, range(len(chosen)), workers, together=1)
     return (chosen[at] for at in range(len(chosen)))
 
 
