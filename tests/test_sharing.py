@@ -215,9 +215,13 @@ def test_many_kills_of_ranks_change_no_byte(tmp_path: Path, protocol: Path, whol
 
 def test_what_a_killed_process_had_is_taken_over_without_a_restart(tmp_path: Path, protocol: Path, whole: Path) -> None:
     folder = tmp_path / "run"
-    stays, dies = (_fork(lambda: _work(protocol, folder)) for _ in range(2))
-    while not any(f"-{dies}-" in path.read_text() for path in (folder / "claims").glob("*.0")):
+    dies = _fork(lambda: _work(protocol, folder, slow=0.02))
+    while not list((folder / "claims").glob("*.0")):
         time.sleep(0.002)
+    stays = _fork(lambda: _work(protocol, folder))
+    while not any(f"-{stays}-" in path.name for path in (folder / "workers").glob("*.jsonl")):
+        time.sleep(0.002)
+    assert not (folder / "result.json").exists(), "the kill must fall inside the run"
     os.kill(dies, signal.SIGKILL)
     os.waitpid(dies, 0)
     _wait(stays)
