@@ -144,13 +144,13 @@ def _smallest(
 ) -> Change | None:
     """The coarsest change that fools; None: none does."""
     for levels in LEVELS:
-        change = _change(example, attacked - clean, ball, levels)
+        change = change_of(example, attacked - clean, ball, levels)
         if change is not None and _breaks(classifier, ball, clean, change, label=label):
             return change
     return None
 
 
-def _change(example: str, change: Tensor, ball: Ball, levels: int) -> Change | None:
+def change_of(example: str, change: Tensor, ball: Ball, levels: int) -> Change | None:
     """A change in whole steps that is no longer than the budget allows; None: nothing is left of it."""
     largest = float(change.abs().max())
     unit = (ball.epsilon if isinstance(ball, LinfBall) else largest) / levels
