@@ -176,6 +176,23 @@ def test_a_job_goes_to_another_process_as_it_is(tmp_path: Path) -> None:
     assert Job.from_json(job.to_json()) == job
 
 
+@pytest.mark.parametrize(
+    ("by", "merged", "public_value", "message"),
+    [
+        ("", "0" * 40, "round 7", r"`verdict` is malformed \('/by' is '', expected have at least 1 character\)"),
+        ("me", "main", "round 7", r"`verdict` is malformed \('/merge_commit' is 'main', expected text that matches"),
+        ("me", "0" * 40, "a\nb", r"`verdict` is malformed \('/public_value' is 'a\\nb', expected one line of"),
+    ],
+)
+def test_a_wrong_word_is_said_before_anything_runs(
+    by: str, merged: str, public_value: str, message: str, honest: Result, tmp_path: Path
+) -> None:
+    claim = _read(_claim(tmp_path, honest, honest.read_outcomes()))
+    with pytest.raises(SubmissionError, match=message):
+        verify(claim, Draw(merged, public_value), by=by, run_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 # --- refutations
 
 
