@@ -34,6 +34,7 @@ from robench.verification import (
     Again,
     Confirmed,
     Verdict,
+    build_verdict,
     called,
     drawn,
     fallen,
@@ -169,6 +170,17 @@ def verify(
     protocol, sha256 = claim.protocol, claim.result_sha256
     seed = seed_of(sha256, draw.merge_commit, draw.public_value)
     robust, broken = called(protocol, claim.outcomes)
+    about: dict[str, object] = {
+        "result_sha256": sha256,
+        "robust": len(robust),
+        "of": len(claim.outcomes),
+        "flip_rate": FLIP_RATE,
+        "soft_margin": SOFT_MARGIN,
+        "merge_commit": draw.merge_commit,
+        "public_value": draw.public_value,
+        "by": by,
+    }
+    build_verdict(about | {"asked": 0, "fell": 0, "examples": (), "controls": ()})  # a wrong word costs no run
     size = sample_size(robust=len(robust), of=len(claim.outcomes))
     asked = drawn(robust, seed, 0 if draw.nothing else len(robust) if draw.whole else size)
     controls = drawn(broken, seed, 0 if draw.nothing else CONTROLS)
@@ -188,22 +200,16 @@ def verify(
     result = _carried_out(job, loader, claim.result.model, watcher)
     outcomes = {outcome.id: outcome for outcome in result.read_outcomes()} if result is not None else {}
     examples = tuple(_again(protocol, outcomes[example]) for example in asked)
-    return Verdict(
-        schema="robench.verdict/1",
-        result_sha256=sha256,
-        robust=len(robust),
-        of=len(claim.outcomes),
-        asked=len(asked),
-        fell=fallen(examples, SOFT_MARGIN),
-        flip_rate=FLIP_RATE,
-        soft_margin=SOFT_MARGIN,
-        merge_commit=draw.merge_commit,
-        public_value=draw.public_value,
-        examples=examples,
-        controls=tuple(_again(protocol, outcomes[example]) for example in controls),
-        confirmed=_confirmed(job, called_robust=set(robust)),
-        by=by,
-        environment=result.environment if result is not None else {},
+    return build_verdict(
+        about
+        | {
+            "asked": len(asked),
+            "fell": fallen(examples, SOFT_MARGIN),
+            "examples": examples,
+            "controls": tuple(_again(protocol, outcomes[example]) for example in controls),
+            "confirmed": _confirmed(job, called_robust=set(robust)),
+            "environment": result.environment if result is not None else {},
+        }
     )
 
 

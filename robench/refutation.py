@@ -86,6 +86,19 @@ class Refutation(_Record):
         return (json.dumps(content, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
+def build_refutation(content: dict[str, object]) -> Refutation:
+    """A refutation from its keys.
+
+    Raises:
+      SubmissionError: one is missing, unknown or malformed.
+    """
+    try:
+        return Refutation.model_validate({"schema": SCHEMA, **content})
+    except ValidationError as error:
+        found = f"malformed ({first_problem(error, (Refutation, Change))})"
+        raise SubmissionError(complaint("refute", "refutation", found, "a robench.refutation/1")) from error
+
+
 def packed(steps: bytes) -> str:
     """The reverse of `Change.unpacked`, from steps as bytes."""
     return base64.b64encode(zlib.compress(steps, 9)).decode()

@@ -22,7 +22,7 @@ from robench.data import Source, open_source
 from robench.data.source import Unreadable
 from robench.errors import SubmissionError, complaint
 from robench.protocol import Protocol, fraction
-from robench.refutation import LARGEST, Change, Refutation, ball_of, packed, read_refutation
+from robench.refutation import LARGEST, Change, Refutation, ball_of, build_refutation, packed, read_refutation
 from robench.validation import Claim
 from robench.verification import called
 from robench.zoo import Loaded
@@ -85,9 +85,8 @@ def refute(
     if not changes:
         found = f"{len(robust)} images of examples called robust: {outside} outside the budget, {harmless} harmless"
         raise SubmissionError(complaint(str(images), "images", found, "at least one that fools the model"))
-    refutation = Refutation(
-        schema="robench.refutation/1", result_sha256=claim.result_sha256, by=by, how=how, images=tuple(changes)
-    )
+    about: dict[str, object] = {"result_sha256": claim.result_sha256, "by": by, "how": how}
+    refutation = build_refutation({**about, "images": tuple(changes)})
     return Found(refutation, outside, harmless, left_out)
 
 
@@ -144,13 +143,13 @@ def _smallest(
 ) -> Change | None:
     """The coarsest change that fools; None: none does."""
     for levels in LEVELS:
-        change = _change(example, attacked - clean, ball, levels)
+        change = change_of(example, attacked - clean, ball, levels)
         if change is not None and _breaks(classifier, ball, clean, change, label=label):
             return change
     return None
 
 
-def _change(example: str, change: Tensor, ball: Ball, levels: int) -> Change | None:
+def change_of(example: str, change: Tensor, ball: Ball, levels: int) -> Change | None:
     """A change in whole steps that is no longer than the budget allows; None: nothing is left of it."""
     largest = float(change.abs().max())
     unit = (ball.epsilon if isinstance(ball, LinfBall) else largest) / levels

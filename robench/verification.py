@@ -252,6 +252,19 @@ def broken_since(result_sha256: str, verdicts: Iterable[Verdict], refutations: S
     return {example for each in said for example in each.ids}
 
 
+def build_verdict(content: dict[str, object]) -> Verdict:
+    """A verdict from its keys.
+
+    Raises:
+      SubmissionError: one is missing, unknown or malformed.
+    """
+    try:
+        return Verdict.model_validate({"schema": SCHEMA, **content})
+    except ValidationError as error:
+        found = f"malformed ({first_problem(error, (Verdict, Again, Confirmed))})"
+        raise SubmissionError(complaint("verify", "verdict", found, "a robench.verdict/1")) from error
+
+
 def read_verdict(content: bytes, *, where: str) -> Verdict:
     """A verdict from the content of its file.
 

@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import torch
 
 import robench
 from robench.adversarial import image_file
+from robench.budgets import Ball, L2Ball, LinfBall
 from robench.challenge import Chosen, Draw, Job, verify
 from robench.container import Code, confined, foreign_model
 from robench.data import CATALOGUE
@@ -24,7 +25,7 @@ from robench.outcome import Outcome
 from robench.progress import Silent
 from robench.protocol import Protocol, parse_protocol
 from robench.refutation import read_refutation
-from robench.refuting import refute
+from robench.refuting import LEVELS, change_of, refute
 from robench.registry import load_protocol
 from robench.result import Result
 from robench.submission import RepositoryLoader, Submission
@@ -175,6 +176,23 @@ def test_a_job_goes_to_another_process_as_it_is(tmp_path: Path) -> None:
     assert Job.from_json(job.to_json()) == job
 
 
+@pytest.mark.parametrize(
+    ("by", "merged", "public_value", "message"),
+    [
+        ("", "0" * 40, "round 7", r"`verdict` is malformed \('/by' is '', expected have at least 1 character\)"),
+        ("me", "main", "round 7", r"`verdict` is malformed \('/merge_commit' is 'main', expected text that matches"),
+        ("me", "0" * 40, "a\nb", r"`verdict` is malformed \('/public_value' is 'a\\nb', expected one line of"),
+    ],
+)
+def test_a_wrong_word_is_said_before_anything_runs(
+    by: str, merged: str, public_value: str, message: str, honest: Result, tmp_path: Path
+) -> None:
+    claim = _read(_claim(tmp_path, honest, honest.read_outcomes()))
+    with pytest.raises(SubmissionError, match=message):
+        verify(claim, Draw(merged, public_value), by=by, run_dir=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
 # --- refutations
 
 
@@ -222,6 +240,25 @@ def _hold_to_the_model(content: bytes) -> None:
         assert np.abs(image - clean.numpy()).max() <= 4 / 255 + 1e-6
         with torch.no_grad():
             assert int(model(torch.from_numpy(image).float()[None]).argmax()) != SOURCE.labels[place]
+
+
+@pytest.mark.parametrize(("ball", "epsilon"), [(LinfBall, 4 / 255), (L2Ball, 0.5), (L2Ball, 3.0)])
+@pytest.mark.parametrize("levels", LEVELS)
+def test_a_stored_change_is_never_longer_than_the_budget(
+    ball: Callable[[float], Ball], epsilon: float, levels: int
+) -> None:
+    """In double precision; and the finest steps are near what they stand for."""
+    chance = np.random.default_rng(levels)
+    noise = chance.standard_normal((3, 16, 16))
+    length = np.abs(noise).max() if ball is LinfBall else np.linalg.norm(noise)
+    change = noise * epsilon / length
+    stored = change_of("x", torch.from_numpy(change).float(), ball(epsilon), levels)
+    assert stored is not None
+    steps = np.frombuffer(stored.unpacked(), dtype=np.int8).astype(np.float64).reshape(3, 16, 16)
+    found = stored.unit * steps
+    assert (np.abs(found).max() if ball is LinfBall else np.linalg.norm(found)) <= epsilon + 1e-7
+    if levels == max(LEVELS):
+        assert np.abs(found - change).max() <= 0.02 * np.abs(change).max()
 
 
 def test_images_outside_the_budget_or_without_effect_refute_nothing(honest: Result, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from robench.refutation import Refutation, read_refutation
 from robench.submission import MODEL_NAME, PROTOCOL_NAME, shown
 from robench.validation.findings import Finding
 from robench.validation.reading import Place, read_plain
-from robench.verification import Verdict, called, drawn, read_verdict
+from robench.verification import CONTROLS, Verdict, called, drawn, read_verdict
 
 LARGEST = {verification.FOLDER: 2_000_000, refutation.FOLDER: refutation.LARGEST}
 """Most bytes of a file, by the folder it lies in."""
@@ -165,6 +165,9 @@ def _check_draw(file: str, verdict: Verdict, claim: _About) -> Iterator[Finding]
                 right = shown(expected[index]) if index < len(expected) else "no more"
                 yield Finding("RB904", file, f"/{key}/{index}/id", shown(each.id), f"{right}, as the seed draws")
                 break
+    controls = min(CONTROLS, len(claim.broken)) if verdict.examples else 0
+    if len(verdict.controls) != controls:
+        yield Finding("RB904", file, "/controls", f"{len(verdict.controls)}", f"{controls} examples called broken")
 
 
 def _check_confirmed(file: str, verdict: Verdict, known: Mapping[str, Refutation]) -> Iterator[Finding]:

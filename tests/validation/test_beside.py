@@ -82,6 +82,7 @@ VERDICTS: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "another public value": (_edit(lambda c: c.update(public_value="round 8")), "RB904", "/examples/0/id"),
     "another merge commit": (_edit(lambda c: c.update(merge_commit="1" * 40)), "RB904", "/examples/0/id"),
     "no control that fell": (_edit(lambda c: c["controls"].reverse()), "RB904", "/controls/0/id"),
+    "no controls": (_edit(lambda c: c.update(controls=[])), "RB904", "/controls"),
     "fewer called robust": (_edit(lambda c: c.update(robust=60)), "RB903", "/robust"),
     "fewer examples": (_edit(lambda c: c.update(of=180)), "RB903", "/of"),
     "another result": (_edit(lambda c: c.update(result_sha256="0" * 64)), "RB902", "/result_sha256"),
