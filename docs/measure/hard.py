@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("deit", type=Path)
     parser.add_argument("target", type=Path)
     parser.add_argument("--count", default=500, type=int)
-    parser.add_argument("--most", default=200_000, type=int, help="candidates to look at before giving up")
+    parser.add_argument("--most", default=600_000, type=int, help="candidates to look at before giving up")
     arguments = parser.parse_args()
     chosen = make([arguments.resnet, arguments.deit], arguments.target, count=arguments.count, most=arguments.most)
     source = MiniHard(HardSet.read(arguments.target))

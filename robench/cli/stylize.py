@@ -9,7 +9,7 @@ import typer
 from robench.cli.corrupt import show_written
 from robench.cli.screen import bar, print_json
 
-_WEIGHTS = "A safetensors file, or `hf-hub:org/name/file[@revision]`, laid out as pytorch-AdaIN's"
+_WEIGHTS = "A safetensors file, or `hf-hub:org/name/file@revision`, laid out as pytorch-AdaIN's"
 
 
 def stylize(

@@ -100,8 +100,14 @@ class AdaIN:
           encoder, decoder: a safetensors file, or `hf-hub:org/name/file[@revision]`; None is an error that says more.
           device: where they go.
         Raises:
-          ModelError: weights are not named, cannot be had, or have another layout.
+          ModelError: weights are not named, cannot be had, or have another layout; or there is no such device.
         """
+        try:
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as failure:
+            found, advice = f"`{device}`", "`robench doctor` shows what is there."
+            message = complaint("robench data stylize", "device", found, "a device of this machine", advice)
+            raise ModelError(message) from failure
         paths = _found("encoder", encoder), _found("decoder", decoder)
         networks = build_encoder(), build_decoder()
         for part, path, network in zip(PUBLISHED, paths, networks, strict=True):

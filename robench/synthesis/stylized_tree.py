@@ -190,7 +190,7 @@ def _stylized(
     device = next(networks.encoder.parameters()).device
     content = torch.stack([as_image(pixels) for _, pixels, _ in read]).to(device)
     style = torch.stack([as_image(pixels) for _, _, pixels in read]).to(device)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.backends.cudnn.flags(enabled=True, deterministic=True, allow_tf32=False):
         image = networks.stylized(content, style, alpha=alpha)
     if not image.isfinite().all():
         raise ModelError(complaint("robench data stylize", "decoder", "painting infinite colours", "finite ones"))

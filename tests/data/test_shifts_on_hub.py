@@ -94,8 +94,8 @@ OPEN = """
             return str(error)
         count = more.get("limit") or len(source.ids)
         shapes = {tuple(image.shape) for image in source.images(range(count))}
-        pairs = sorted(list(zip(source.ids, source.labels))[:count])
-        return [pairs, source.name, source.classes, source.reference, list(shapes)]
+        found = sorted(list(zip(source.ids, source.labels))[:count])
+        return [found, source.name, source.classes, source.reference, list(shapes)]
 """
 
 

@@ -95,6 +95,8 @@ def test_what_is_missing_is_said_with_the_way_to_get_it(weights: tuple[str, str]
         AdaIN.load(None, decoder)
     with pytest.raises(ModelError, match=r"`decoder` is not given; .* `robench convert decoder\.pth decoder\.safe"):
         AdaIN.load(encoder, None)
+    with pytest.raises(ModelError, match=r"`device` is `cudda`; expected a device of this machine\. `robench doctor`"):
+        AdaIN.load(encoder, decoder, device="cudda")
     with pytest.raises(ModelError, match=r"`encoder` is `there\.safetensors`; expected a file, or `hf-hub:org/name/"):
         AdaIN.load("there.safetensors", decoder)
     with pytest.raises(ModelError, match=r"`encoder` is `hf-hub:a/b`; expected `hf-hub:org/name/file\[@revision\]`"):
