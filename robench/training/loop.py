@@ -23,6 +23,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -114,8 +115,8 @@ def train(
     except OSError as error:
         found = f"not writable ({error.strerror or type(error).__name__})"
         raise RecipeError(complaint(str(folder), "folder", found, "a folder that can be made")) from error
-    with _random_state_kept():
-        training = _Training(recipe, folder, provenance, options or Options())
+    with random_state_kept():
+        training = Training(recipe, folder, provenance, options or Options())
         if not training.accelerator.is_main_process:
             watcher = _Silent()
         weights = export_path(recipe, folder)
@@ -130,7 +131,7 @@ def train(
     return weights
 
 
-class _Training:
+class Training:
     """Model, optimizer, schedule and average on their way through the epochs; see `train`."""
 
     def __init__(self, recipe: Recipe, folder: Path, provenance: dict[str, Any], options: Options) -> None:
@@ -152,6 +153,8 @@ class _Training:
         if recipe.ema is not None:
             copied = recipe.ema.buffers == "copied"
             self.average = ModelEmaV3(self.model, decay=recipe.ema.decay, exclude_buffers=copied)
+        self.mixup: Mixup | None = None
+        """Of the epoch."""
         self.teacher: nn.Module | None = None
         if recipe.distillation is not None:
             self.teacher = load_teacher(recipe, options.teacher, folder).to(device)
@@ -370,7 +373,7 @@ class _Silent:
 
 
 @contextmanager
-def _random_state_kept() -> Iterator[None]:
+def random_state_kept() -> Iterator[None]:
     """Give the caller's generators back as they were."""
     ours, numpy = random.getstate(), np.random.get_state()
     devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []

@@ -334,13 +334,13 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(
 ) -> None:
     recipe = recipe_with()
     watch, calls = Watch(), []
-    original = loop._Training._loss
+    original = loop.Training._loss
 
     def loss(self: Any, images: Tensor, labels: Tensor) -> Tensor:
         calls.append(1)
         return original(self, images, labels) * (torch.nan if len(calls) == 5 else 1.0)
 
-    monkeypatch.setattr(loop._Training, "_loss", loss)
+    monkeypatch.setattr(loop.Training, "_loss", loss)
     message = r"^small, epoch 2, step 2 of 3: `loss` is nan; expected a finite loss\. Lower `optimizer\.lr` or lengthen"
     with pytest.raises(RecipeError, match=message):
         _train(recipe, tmp_path, root, watch, minutes=0)
@@ -351,7 +351,7 @@ def test_a_loss_that_becomes_nan_keeps_the_last_good_checkpoint(
 
 def test_weights_that_are_not_finite_are_not_kept(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The loss of a step is finite, and what the optimizer makes of it is not."""
-    original = loop._Training.learn
+    original = loop.Training.learn
 
     def learn(self: Any, epoch: int, step: int, parts: Iterator[Any]) -> float:
         found = original(self, epoch, step, parts)
@@ -359,7 +359,7 @@ def test_weights_that_are_not_finite_are_not_kept(root: Path, tmp_path: Path, mo
             next(self.model.parameters()).data.fill_(torch.inf)
         return found
 
-    monkeypatch.setattr(loop._Training, "learn", learn)
+    monkeypatch.setattr(loop.Training, "learn", learn)
     with pytest.raises(RecipeError, match=r"^small, epoch 1, step \d of 3: `weights` is not finite; expected a finite"):
         _train(recipe_with(), tmp_path, root, minutes=0)
     assert torch.load(tmp_path / "small.checkpoint", weights_only=True)["finished_steps"] == 1
