@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 
-.PHONY: demo test lint types slow clean
+.PHONY: demo test lint types slow test-recipes clean
 
 demo: $(VENV)/.installed
 	$(BIN)/robench evaluate mini-resnet-gelu-adv mini-pgd-linf
@@ -24,6 +24,10 @@ types: $(VENV)/.installed-test
 # Tests that take minutes: more kills, longer runs.
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
+
+# Every recipe for photographs takes two steps of its optimizer on generated images (about an hour on two cores).
+test-recipes: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m "slow or not slow" tests/training/test_every_recipe.py
 
 $(VENV)/bin/python:
 	@test -n "$(PYTHON)" || { echo "robench needs Python 3.11 or newer; none was found. Try: make PYTHON=/path/to/python3.11" >&2; exit 1; }

@@ -13,6 +13,7 @@ from robench.bench.measurement import Measurement, Settings
 from robench.bench.parity import measure_parity
 from robench.bench.pgd import measure_pgd
 from robench.bench.tpa import measure_tpa
+from robench.bench.training import measure_training
 
 __all__ = ["CATALOGUE", "Bench", "Measurement", "Settings"]
 
@@ -78,6 +79,13 @@ CATALOGUE = {
         models=("mini-resnet", "linear", "mini-deit", "photographs:resnet50"),
         images=64,
         run=measure_tpa,
+    ),
+    "training": Bench(
+        claim="Images a second of training, clean and against one step, beside a bare loop without a framework",
+        against="bare",
+        models=("mini-resnet", "photographs:resnet50"),
+        images=192,
+        run=measure_training,
     ),
 }
 """Benches by name."""

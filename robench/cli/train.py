@@ -1,5 +1,6 @@
 """`robench train`: follow a recipe."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,9 @@ class _Screen:
         self._bar.start()
         total = steps * recipe.schedule.epochs
         self._task = self._bar.add_task(recipe.name, total=total, completed=steps * finished_epochs, note="")
+
+    def notice(self, text: str) -> None:
+        err.print(text, markup=False)
 
     def step(self, epoch: int, step: int, loss: float) -> None:
         done = epoch * self._steps + step + 1
@@ -59,8 +63,18 @@ def train(
     ] = False,
     folder: Annotated[Path, typer.Option("--out", help="Where checkpoint, log and weights go.")] = Path("trained"),
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; by default what torch chooses.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder with ImageNet's `train` and `val`.")] = None,
+    teacher: Annotated[Path | None, typer.Option(help="Weights of the teacher; default under --out.")] = None,
+    workers: Annotated[int | None, typer.Option(min=0, help="Processes that decode images; default up to 4.")] = None,
+    cpu: Annotated[bool, typer.Option("--cpu", help="Leave a GPU alone.")] = False,
+    minutes: Annotated[float, typer.Option(min=0, help="Between checkpoints inside an epoch.")] = 10.0,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write what TensorBoard reads, too.")] = False,
+    push: Annotated[str | None, typer.Option(metavar="REPO", help="Put the model on the Hub: `org/name`.")] = None,
 ) -> None:
-    """Train a model by a recipe; the same call again goes on where it was stopped."""
+    """Train a model by a recipe; the same call again goes on where it was stopped.
+
+    On several GPUs: `torchrun --nproc-per-node 4 -m robench train RECIPE`.
+    """
     from robench.training import resolve_recipe
 
     if list_ or recipe is None:
@@ -73,18 +87,26 @@ def train(
     import torch
 
     from robench.environment import environment
+    from robench.training import Options
     from robench.training import train as follow
 
     if threads is not None:
         torch.set_num_threads(threads)
     screen = _Screen()
+    options = Options(data, teacher, workers, cpu, minutes, tensorboard)
     try:
         provenance = {"environment": environment(), "threads": torch.get_num_threads()}
-        weights = follow(resolved.recipe, folder, provenance=provenance, watcher=screen)
+        weights = follow(resolved.recipe, folder, provenance=provenance, watcher=screen, options=options)
     except KeyboardInterrupt:
         screen.end()
-        err.print("Interrupted; the same command goes on after the last whole epoch.")
+        err.print("Interrupted; the same command goes on after the last checkpoint.")
         raise typer.Exit(130) from None
     finally:
         screen.end()
+    if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
+        return
     out.print(f"Weights: {weights}\nLog: {weights.with_suffix('.jsonl')}", markup=False)
+    if push is not None:
+        from robench.training.export import push as push_folder
+
+        out.print(f"On the Hub: {push_folder(weights, push)}", markup=False)

@@ -35,15 +35,7 @@ def read_pixels(path: Bytes, *, resize: int | None, crop: int, name: str | None 
       DataError: the file cannot be decoded, has more than 8 bits a channel, or is smaller than the crop.
     """
     where = name or str(path)
-    try:
-        with Image.open(BytesIO(path.read_bytes())) as file:
-            mode, image = file.mode, file.convert("RGB")
-    except Exception as error:  # a broken file makes Pillow raise SyntaxError, ValueError and others, too
-        found = f"unreadable ({_reason(error)})"
-        raise DataError(complaint(where, "image", found, "an image that Pillow decodes")) from error
-    if mode.startswith(("I", "F")):  # Pillow clips these to 255: mostly white
-        advice = "Convert it to 8 bits first."
-        raise DataError(complaint(where, "image", f"of mode {mode}", "8 bits a channel", advice))
+    image = read_rgb(path, where)
     if resize is not None:
         shorter = min(image.size)
         size = (resize * image.width // shorter, resize * image.height // shorter)
@@ -54,6 +46,24 @@ def read_pixels(path: Bytes, *, resize: int | None, crop: int, name: str | None 
     left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
     pixels = np.asarray(image.crop((left, top, left + crop, top + crop)))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def read_rgb(path: Bytes, name: str) -> Image.Image:
+    """Decode one image, whole; `name` is what messages call it.
+
+    Raises:
+      DataError: it cannot be decoded, or has more than 8 bits a channel.
+    """
+    try:
+        with Image.open(BytesIO(path.read_bytes())) as file:
+            mode, image = file.mode, file.convert("RGB")
+    except Exception as error:  # a broken file makes Pillow raise SyntaxError, ValueError and others, too
+        found = f"unreadable ({_reason(error)})"
+        raise DataError(complaint(name, "image", found, "an image that Pillow decodes")) from error
+    if mode.startswith(("I", "F")):  # Pillow clips these to 255: mostly white
+        advice = "Convert it to 8 bits first."
+        raise DataError(complaint(name, "image", f"of mode {mode}", "8 bits a channel", advice))
+    return image
 
 
 def as_image(pixels: NDArray[np.uint8]) -> Tensor:

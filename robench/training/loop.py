@@ -1,43 +1,64 @@
 """Follows a recipe: epochs, checkpoints, a log, and the weights at the end.
 
-A training may be killed at any moment and started again: it goes on after the last whole epoch, and
-ends in the same weights on the same machine with the same number of threads.
+A training may be killed at any moment and started again: it goes on after the last checkpoint, in the middle of an
+epoch too, and on one process ends in the same weights on the same machine with the same number of threads. Under
+`torchrun` or `accelerate launch` every process takes its share of each batch.
 
-Not here: what a recipe says (`recipe`), and progress bars (`cli`).
+Passes over an image for one step of the optimizer: one forward and one backward; against an adversary of k steps k more
+of each; with a teacher one forward of the teacher.
+
+Not here: what a recipe says (`recipe`), where images come from (`batches`, `photographs`), and progress bars (`cli`).
 """
 
-import json
-import os
+import random
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel
-from safetensors.torch import save_file
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from robench.data import mini
-from robench.errors import RecipeError, complaint
-from robench.training.adversary import adversarial_images, probe
+from robench.errors import DataError, RecipeError, complaint
+from robench.training import checkpoint
+from robench.training.adversary import adversarial_images
+from robench.training.batches import Batches, MiniBatches, Part, Share, seed_all
 from robench.training.construction import build_model, build_optimizer
+from robench.training.distillation import distilled, load_teacher
+from robench.training.export import export_path, export_weights
+from robench.training.photographs import Photographs
 from robench.training.recipe import Recipe
-from robench.training.schedules import LearningRate
+from robench.training.record import Record
+from robench.training.schedules import LearningRate, mixup_of
+from robench.training.watching import (
+    PROBE_EXAMPLES,
+    PROBE_STEPS,
+    attacked_accuracy,
+    catastrophic_overfitting,
+    count_right,
+)
 
-NOT_FOLLOWED = ("accumulation", "precision", "augmentation", "mixing", "ema", "distillation")
-"""Keys of recipes for photographs, which this loop, over the mini suite on one processor, does not follow."""
-PROBE_STEPS = 10
-PROBE_EXAMPLES = 256
-"""Adversarial accuracy is watched on this many validation images, with this many steps of PGD."""
+_PRECISIONS = {"float32": "no", "float16": "fp16", "bfloat16": "bf16"}
+"""What Accelerate calls them."""
 
 
 class Watcher(Protocol):
-    """Who is told how a training goes."""
+    """Who is told how a training goes; of several processes the first one tells."""
 
     def begin(self, recipe: Recipe, *, steps: int, finished_epochs: int) -> None:
         """Training starts, or goes on after so many epochs; `steps` is the length of an epoch."""
+        ...
+
+    def notice(self, text: str) -> None:
+        """Something that a user should know."""
         ...
 
     def step(self, epoch: int, step: int, loss: float) -> None:
@@ -49,173 +70,316 @@ class Watcher(Protocol):
         ...
 
 
-def train(recipe: Recipe, folder: Path, *, provenance: dict[str, Any], watcher: Watcher) -> Path:
+@dataclass(frozen=True)
+class Options:
+    """Where and how a recipe is followed; nothing here changes what the model becomes.
+
+    Attributes:
+      data: folder with ImageNet's `train` and `val`, for recipes for photographs.
+      teacher: folder or weights of the teacher; None: where the training of its recipe left it, beside this one's.
+      workers: processes that decode; None: up to four.
+      cpu: whether to leave a GPU alone.
+      minutes: between checkpoints in the middle of an epoch.
+      tensorboard: whether to write what TensorBoard reads, too.
+    """
+
+    data: Path | None = None
+    teacher: Path | None = None
+    workers: int | None = None
+    cpu: bool = False
+    minutes: float = 10.0
+    tensorboard: bool = False
+
+
+def train(
+    recipe: Recipe, folder: Path, *, provenance: dict[str, Any], watcher: Watcher, options: Options | None = None
+) -> Path:
     """Train a model, or go on where an earlier call was stopped.
 
     Args:
       recipe: what to do.
-      folder: where checkpoint, log and weights go; `<name>.safetensors` and `<name>.jsonl`.
+      folder: where checkpoint, log, curves and weights go.
       provenance: versions and commit, for the first line of the log.
       watcher: is told of progress.
+      options: where the data lies, and the like.
     Returns:
-      The weights file.
+      The weights: of a mini model `<name>.safetensors`, else a folder `<name>` as timm and the Hub lay it out.
     Raises:
-      RecipeError: the recipe asks for what this version does not do, architecture or start are unknown, or the
-        folder cannot be written, or holds another recipe's checkpoint.
+      RecipeError: the recipe cannot be followed, the loss is not finite, or the folder cannot be written or holds
+        another recipe's checkpoint.
+      DataError: images are missing or unreadable.
+      ModelError: the teacher's weights do not fit.
     """
-    _refuse_what_is_not_followed(recipe)
-    weights = folder / f"{recipe.name}.safetensors"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         found = f"not writable ({error.strerror or type(error).__name__})"
         raise RecipeError(complaint(str(folder), "folder", found, "a folder that can be made")) from error
-    with torch.random.fork_rng(devices=[]):
-        training = _Training(recipe, folder, provenance)
+    with random_state_kept():
+        training = Training(recipe, folder, provenance, options or Options())
+        if not training.accelerator.is_main_process:
+            watcher = _Silent()
+        weights = export_path(recipe, folder)
         if training.finished_epochs == recipe.schedule.epochs and weights.exists():
             return weights
-        images, labels = (torch.from_numpy(array) for array in mini.training_set(recipe.data.examples, recipe.seed))
-        watcher.begin(recipe, steps=training.steps_per_epoch, finished_epochs=training.finished_epochs)
-        for epoch in range(training.finished_epochs, recipe.schedule.epochs):
-            watcher.epoch(training.run_epoch(epoch, images, labels, watcher.step))
-    temporary = weights.with_suffix(".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in training.model.state_dict().items()}, temporary)
-    temporary.replace(weights)
+        for notice in training.notices:
+            watcher.notice(notice)
+        training.run(watcher)
+        if training.accelerator.is_main_process:
+            export_weights(recipe, training.shown_model, weights)
+        training.accelerator.wait_for_everyone()
     return weights
 
 
-class _Training:
-    """Model, optimizer and schedule on their way through the epochs; see `train`."""
+class Training:
+    """Model, optimizer, schedule and average on their way through the epochs; see `train`."""
 
-    def __init__(self, recipe: Recipe, folder: Path, provenance: dict[str, Any]) -> None:
-        self.recipe = recipe
-        self.checkpoint = folder / f"{recipe.name}.checkpoint"
-        self.log = folder / f"{recipe.name}.jsonl"
-        self.model = build_model(recipe)
-        self.optimizer = build_optimizer(recipe, self.model)
+    def __init__(self, recipe: Recipe, folder: Path, provenance: dict[str, Any], options: Options) -> None:
+        self.recipe, self.options = recipe, options
+        self.notices: list[str] = []
         self.steps_per_epoch = recipe.data.examples // recipe.batch_size
         if self.steps_per_epoch == 0:
             expected = f"at most `data.examples`, {recipe.data.examples}"
             raise RecipeError(complaint(recipe.name, "batch_size", recipe.batch_size, expected))
-        self.learning_rate = LearningRate(recipe.schedule, self.optimizer, updates=self.steps_per_epoch)
-        arrays = mini.validation_set(recipe.data.validation)
-        self.validation = torch.from_numpy(arrays[0]).float() / 255, torch.from_numpy(arrays[1])
-        self.finished_epochs = 0
-        if self.checkpoint.exists():
-            self._restore()
-        else:
-            header = {"recipe": recipe.model_dump(mode="json", by_alias=True), "recipe_sha256": recipe.digest}
-            self.log.write_text(json.dumps(header | provenance) + "\n")
+        self.accelerator = self._accelerator()
+        processes, device = self.accelerator.num_processes, self.accelerator.device
+        part_size = recipe.part_size(processes=processes)
+        self.share = Share(self.accelerator.process_index, processes, part_size, device)
 
-    def run_epoch(
-        self, epoch: int, images: Tensor, labels: Tensor, on_step: Callable[[int, int, float], None]
-    ) -> dict[str, Any]:
-        """Learn every image once, then log and save."""
-        began = time.monotonic()
-        generator = torch.Generator().manual_seed(1_000_003 * self.recipe.seed + epoch)
-        order = torch.randperm(len(images), generator=generator)
+        self.model = build_model(recipe).to(device)
+        self.optimizer = build_optimizer(recipe, self.model)
+        self.learning_rate = LearningRate(recipe.schedule, self.optimizer, updates=self.steps_per_epoch)
+        self.average: ModelEmaV3 | None = None
+        if recipe.ema is not None:
+            copied = recipe.ema.buffers == "copied"
+            self.average = ModelEmaV3(self.model, decay=recipe.ema.decay, exclude_buffers=copied)
+        self.mixup: Mixup | None = None
+        """Of the epoch."""
+        self.teacher: nn.Module | None = None
+        if recipe.distillation is not None:
+            self.teacher = load_teacher(recipe, options.teacher, folder).to(device)
+
+        self.finished_epochs, self.finished_steps = 0, 0
+        self.loss_sum, self.seconds = 0.0, 0.0
+        header = {"recipe": recipe.model_dump(mode="json", by_alias=True), "recipe_sha256": recipe.digest}
+        running = {"processes": processes, "device": device.type, "precision": self.accelerator.mixed_precision}
+        self.record = Record(folder, recipe.name, header | running | provenance, tensorboard=options.tensorboard)
+        self.checkpoint = folder / f"{recipe.name}.checkpoint"
+        self.draws: Tensor | None = None
+        saved = checkpoint.read(self.checkpoint, recipe.digest) if self.checkpoint.exists() else None
+        # The bare model is attacked, watched and saved; what Accelerate wraps has parallel passes and mixed precision.
+        self.passes, self.stepper = self.accelerator.prepare(_Passes(self.model), self.optimizer)
+        if saved is not None:
+            self._restore(saved)
+
+    @property
+    def shown_model(self) -> nn.Module:
+        """The model that is watched, and exported at the end."""
+        if self.average is not None and self.recipe.ema is not None and self.recipe.ema.exported:
+            averaged: nn.Module = self.average.module
+            return averaged
+        return self.model
+
+    def run(self, watcher: Watcher) -> None:
+        """Learn for as many epochs as are left."""
+        epochs = self.recipe.schedule.epochs
+        batches = self._batches()
+        watcher.begin(self.recipe, steps=self.steps_per_epoch, finished_epochs=self.finished_epochs)
+        if self.finished_steps:
+            watcher.notice(f"Going on after step {self.finished_steps} of epoch {self.finished_epochs + 1}.")
+        if self.finished_epochs == epochs:
+            return
+        batches.state = self.draws
+        if self.accelerator.is_main_process:
+            self.record.write()
+        for epoch in range(self.finished_epochs, epochs):
+            line = self.run_epoch(epoch, batches, watcher)
+            watcher.epoch(line)
+            if line.get("catastrophic_overfitting"):
+                watcher.notice(
+                    f"Catastrophic overfitting in epoch {epoch + 1}: PGD breaks what one step does not. "
+                    "More steps in `adversary.steps`, or a smaller `adversary.step_size`, prevent it."
+                )
+
+    def run_epoch(self, epoch: int, batches: Batches, watcher: Watcher) -> dict[str, Any]:
+        """Learn every image once, then watch, log and save."""
+        began = saved = time.monotonic()
+        self.mixup = mixup_of(self.recipe, epoch, classes=batches.classes)
+        parts = batches.parts(epoch, self.finished_steps, self.share)
         self.model.train()
-        total = 0.0
-        for step in range(self.steps_per_epoch):
-            rows = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
-            update = epoch * self.steps_per_epoch + step
-            self.learning_rate.set(update)
-            loss = self._learn(images[rows].float() / 255, labels[rows], update, generator)
-            total += loss
-            on_step(epoch, step, loss)
-        line = {
+        for step in range(self.finished_steps, self.steps_per_epoch):
+            loss = self.learn(epoch, step, parts)
+            self.loss_sum += loss
+            self.finished_steps = step + 1
+            watcher.step(epoch, step, loss)
+            now = time.monotonic()
+            if now - saved >= 60 * self.options.minutes and step + 1 < self.steps_per_epoch:
+                self.seconds, began = self.seconds + now - began, now
+                self._save(batches.state)
+                saved = time.monotonic()
+        line: dict[str, Any] = {
             "epoch": epoch,
-            "loss": round(total / self.steps_per_epoch, 4),
+            "loss": round(self.loss_sum / self.steps_per_epoch, 4),
             "lr": self.optimizer.param_groups[0]["lr"],
-            **self._watch(),
-            "seconds": round(time.monotonic() - began, 1),
+            **self._watch(batches),
+            "seconds": round(self.seconds + time.monotonic() - began, 1),
         }
-        self._save(epoch + 1, line)
+        if self.recipe.adversary is not None and catastrophic_overfitting([*self.record.lines, line]):
+            line["catastrophic_overfitting"] = True
+        self.record.lines.append(line)
+        self.finished_epochs, self.finished_steps = epoch + 1, 0
+        self.loss_sum, self.seconds = 0.0, 0.0
+        self._save(None)
         return line
 
-    def _learn(self, images: Tensor, labels: Tensor, update: int, generator: torch.Generator) -> float:
+    def learn(self, epoch: int, step: int, parts: Iterator[Part]) -> float:
         """One step of the optimizer; returns the loss."""
-        if self.recipe.data.flip:
-            mirrored = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5
-            images = torch.where(mirrored, images.flip(3), images)
-        adversary = self.recipe.adversary
-        if adversary is not None:
-            warmup = adversary.warmup_epochs * self.steps_per_epoch
-            strength = min(1.0, update / warmup) if warmup else 1.0
-            images = adversarial_images(self.model, images, labels, adversary, generator=generator, strength=strength)
-        loss = F.cross_entropy(self.model(images), labels, label_smoothing=self.recipe.label_smoothing)
-        if not bool(loss.isfinite()):
-            advice = "Lower `optimizer.lr` or lengthen the warm-up."
-            raise RecipeError(complaint(self.recipe.name, "loss", float(loss.detach()), "a finite loss", advice))
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-        self.optimizer.step()
-        return float(loss.detach())
+        recipe, update = self.recipe, epoch * self.steps_per_epoch + step
+        self.learning_rate.set(update)
+        self.stepper.zero_grad()
+        total = torch.zeros((), device=self.share.device)
+        for number in range(recipe.accumulation):
+            part = next(parts)
+            seed_all(recipe.seed, epoch, step, number, self.share.rank)
+            images, labels = part.images, part.labels
+            if self.mixup is not None:
+                images, labels = self.mixup(images, labels)
+            if recipe.adversary is not None:
+                warmup = recipe.adversary.warmup_epochs * self.steps_per_epoch
+                strength = min(1.0, update / warmup) if warmup else 1.0
+                images = adversarial_images(
+                    self.model, images, labels, recipe.adversary, starts=part.starts, strength=strength
+                )
+            last = number + 1 == recipe.accumulation
+            with nullcontext() if last else self.accelerator.no_sync(self.passes):
+                loss = self._loss(images, labels) / recipe.accumulation
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        mean = float(self.accelerator.reduce(total, "mean"))
+        if not np.isfinite(mean):
+            raise self._not_finite("loss", mean, epoch, step)
+        self.stepper.step()
+        if self.average is not None:
+            self.average.update(self.model)
+        return mean
 
-    def _watch(self) -> dict[str, float]:
+    def _loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Mean over the images; mixed labels are smoothed already."""
+        recipe = self.recipe
+        logits = self.passes(images)
+        loss = F.cross_entropy(logits, labels, label_smoothing=recipe.label_smoothing if labels.ndim == 1 else 0.0)
+        if self.teacher is not None and recipe.distillation is not None:
+            loss = distilled(loss, logits, self.teacher, images, recipe.distillation)
+        return loss
+
+    def _watch(self, batches: Batches) -> dict[str, float]:
         """Accuracy on validation images, clean and, for adversarial recipes, attacked."""
-        images, labels = self.validation
-        self.model.eval()
-        measured = {"clean": _accuracy(self.model, images, labels)}
+        model = self.shown_model.eval()
+        counts = torch.tensor(count_right(model, batches.validation(self.share)), device=self.share.device)
+        right, total = self.accelerator.reduce(counts, "sum").tolist()
+        measured = {"clean": round(right / total, 4)}
         if self.recipe.adversary is not None:
-            images, labels = images[:PROBE_EXAMPLES], labels[:PROBE_EXAMPLES]
-            attack = probe(self.recipe.adversary, PROBE_STEPS)
-            attacked = [
-                adversarial_images(self.model, part, targets, attack, generator=torch.Generator().manual_seed(0))
-                for part, targets in zip(torch.split(images, 64), torch.split(labels, 64), strict=True)
-            ]
-            measured[f"pgd@{PROBE_STEPS}"] = _accuracy(self.model, torch.cat(attacked), labels)
+            images, labels = batches.probe(PROBE_EXAMPLES, self.share)
+            for name, steps in ((f"pgd@{PROBE_STEPS}", PROBE_STEPS), ("single-step", 1)):
+                measured[name] = attacked_accuracy(model, images, labels, self.recipe.adversary, steps=steps)
         return measured
 
-    def _save(self, finished_epochs: int, line: dict[str, Any]) -> None:
-        temporary = self.checkpoint.with_suffix(".tmp")
+    def _save(self, draws: Tensor | None) -> None:
+        """Write a checkpoint, by the first process; the others have nothing of their own."""
+        if not self.accelerator.is_main_process:
+            return
+        if not all(bool(parameter.isfinite().all()) for parameter in self.model.parameters()):
+            raise self._not_finite("weights", "not finite", self.finished_epochs, self.finished_steps)
+        scaler = self.accelerator.scaler
         content: dict[str, Any] = {
             "recipe": self.recipe.digest,
-            "finished_epochs": finished_epochs,
+            "finished_epochs": self.finished_epochs,
+            "finished_steps": self.finished_steps,
+            "loss_sum": self.loss_sum,
+            "seconds": self.seconds,
+            "draws": draws,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "log": self.log.read_text() + json.dumps(line) + "\n",
+            "average": self.average.module.state_dict() if self.average is not None else None,
+            "scaler": scaler.state_dict() if scaler is not None else None,
+            "log": self.record.text,
         }
-        with temporary.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self.checkpoint)
-        self.log.write_text(content["log"])
+        checkpoint.save(self.checkpoint, content)
+        self.record.write(last=self.finished_epochs == self.recipe.schedule.epochs)
 
-    def _restore(self) -> None:
-        advice = "Choose another `--out`, or delete the checkpoint to start over."
-        try:
-            content = torch.load(self.checkpoint, weights_only=True)
-            found = content["recipe"]
-        except Exception as error:  # a broken file makes torch raise RuntimeError, EOFError, KeyError and others
-            reason = f"unreadable ({type(error).__name__})"
-            raise RecipeError(complaint(str(self.checkpoint), "file", reason, "a checkpoint", advice)) from error
-        if found != self.recipe.digest:
-            expected = f"{self.recipe.digest} (this recipe)"
-            raise RecipeError(complaint(str(self.checkpoint), "recipe", found, expected, advice))
+    def _restore(self, content: dict[str, Any]) -> None:
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
-        self.finished_epochs = content["finished_epochs"]
-        self.log.write_text(content["log"])
+        if self.average is not None:
+            self.average.module.load_state_dict(content["average"])
+        if self.accelerator.scaler is not None and content["scaler"] is not None:
+            self.accelerator.scaler.load_state_dict(content["scaler"])
+        self.finished_epochs, self.finished_steps = content["finished_epochs"], content["finished_steps"]
+        self.loss_sum, self.seconds, self.draws = content["loss_sum"], content["seconds"], content["draws"]
+        self.record.restore(content["log"])
+
+    def _accelerator(self) -> Accelerator:
+        AcceleratorState._reset_state()  # else the precision of an earlier training in this process stays
+        cpu = self.options.cpu or not torch.cuda.is_available()
+        precision = self.recipe.precision
+        if cpu and precision == "float16":
+            self.notices.append("Passes are in float32: `precision` is float16, which takes a GPU.")
+            precision = "float32"
+        return Accelerator(cpu=cpu, mixed_precision=_PRECISIONS[precision])
+
+    def _batches(self) -> Batches:
+        recipe = self.recipe
+        if recipe.data.source == "mini":
+            return MiniBatches(recipe)
+        if self.options.data is None:
+            advice = "Name the folder that contains `train` and `val`: `--data PATH`."
+            raise DataError(complaint(recipe.name, "data", "missing", "ImageNet's folder", advice))
+        classes = self.model.network.num_classes
+        assert isinstance(classes, int), "as timm's networks have it"
+        return Photographs(recipe, self.options.data, classes=classes, workers=self.options.workers)
+
+    def _not_finite(self, what: str, found: object, epoch: int, step: int) -> RecipeError:
+        where = f"{self.recipe.name}, epoch {epoch + 1}, step {step + 1} of {self.steps_per_epoch}"
+        advice = "Lower `optimizer.lr` or lengthen the warm-up; the last checkpoint is kept."
+        return RecipeError(complaint(where, what, found, "a finite loss", advice))
 
 
-def _refuse_what_is_not_followed(recipe: Recipe) -> None:
-    if recipe.data.source != "mini":
-        advice = "This version trains on the mini suite alone; recipes for photographs can be read and built."
-        raise RecipeError(complaint(recipe.name, "data.source", f"`{recipe.data.source}`", "`mini`", advice))
-    for key in NOT_FOLLOWED:
-        value = getattr(recipe, key)
-        if value != Recipe.model_fields[key].default:
-            found = "a table" if isinstance(value, BaseModel) else value
-            advice = "This version does not follow it."
-            raise RecipeError(complaint(recipe.name, key, found, "a recipe without it", advice))
+class _Passes(nn.Module):
+    """What Accelerate may wrap and change, around the model that stays as it is."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.model(images)
+        return logits
 
 
-def _accuracy(model: nn.Module, images: Tensor, labels: Tensor) -> float:
-    with torch.no_grad():
-        right = [
-            (model(part).argmax(dim=1) == targets)
-            for part, targets in zip(torch.split(images, 256), torch.split(labels, 256), strict=True)
-        ]
-    return round(float(torch.cat(right).float().mean()), 4)
+class _Silent:
+    """Tells nobody."""
+
+    def begin(self, recipe: Recipe, *, steps: int, finished_epochs: int) -> None:
+        pass
+
+    def notice(self, text: str) -> None:
+        pass
+
+    def step(self, epoch: int, step: int, loss: float) -> None:
+        pass
+
+    def epoch(self, line: dict[str, Any]) -> None:
+        pass
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Give the caller's generators back as they were."""
+    ours, numpy = random.getstate(), np.random.get_state()
+    devices = [torch.cuda.current_device()] if torch.cuda.is_available() else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        random.setstate(ours)
+        np.random.set_state(numpy)

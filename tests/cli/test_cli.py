@@ -246,7 +246,7 @@ def test_main_turns_an_error_into_one_message(
         (["train", "mini-resnt"], r"^robench train: `recipe` is `mini-resnt`; .* Did you mean `mini-resnet`"),
         (
             ["train", "deit-s"],
-            r"^deit-s: `data\.source` is `imagenet`; expected `mini`\. This version trains on the mini",
+            r"^deit-s: `data` is missing; expected ImageNet's folder\. Name the folder that contains ",
         ),
         (
             ["train", "none.toml"],
@@ -564,7 +564,7 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr("robench.training.train", stop)
     code, stdout, stderr = _invoke("train", "mini-resnet")
     assert (code, stdout) == (130, "")
-    assert stderr == "Interrupted; the same command goes on after the last whole epoch.\n"
+    assert stderr == "Interrupted; the same command goes on after the last checkpoint.\n"
 
 
 def test_a_closed_pipe_is_no_traceback() -> None:

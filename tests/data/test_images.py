@@ -5,7 +5,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torchvision import transforms  # type: ignore[import-untyped]  # torchvision ships no annotations
+from torchvision import transforms
 
 from robench.data.images import read_image, read_pixels
 from robench.errors import DataError

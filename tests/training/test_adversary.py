@@ -5,8 +5,9 @@ from torch import Tensor, nn
 
 from robench.budgets import BUDGETS
 from robench.protocol import fraction
-from robench.training.adversary import BatchDraws, adversarial_images, probe
+from robench.training.adversary import BatchDraws, adversarial_images
 from robench.training.recipe import AdversaryRecipe
+from robench.training.watching import probe
 from tests.fakes import random_images, two_class_linear
 
 RECIPES = {
@@ -32,9 +33,13 @@ def _batch(count: int = 24) -> tuple[Tensor, Tensor]:
     return random_images(count), torch.arange(count) % 4
 
 
+def _starts(count: int, seed: int = 0) -> BatchDraws:
+    return BatchDraws(torch.Generator().manual_seed(seed), count)
+
+
 def _attack(model: nn.Module, recipe: AdversaryRecipe, *, seed: int = 0, strength: float = 1.0) -> Tensor:
-    generator = torch.Generator().manual_seed(seed)
-    return adversarial_images(model, *_batch(), recipe, generator=generator, strength=strength)
+    images, labels = _batch()
+    return adversarial_images(model, images, labels, recipe, starts=_starts(len(images), seed), strength=strength)
 
 
 def _loss(model: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -82,7 +87,7 @@ def test_a_linear_models_worst_case_is_reached(norm: str) -> None:
     # Away from 0 and 1 the worst a budget can do to w . x is epsilon times the dual norm of w.
     recipe = RECIPES[norm].model_copy(update={"epsilon": "4/255", "step_size": "4/255", "steps": 20})
     model, images, labels = two_class_linear(8), random_images(10, low=0.2, high=0.8), torch.arange(10) % 2
-    found = adversarial_images(model, images, labels, recipe, generator=torch.Generator().manual_seed(0))
+    found = adversarial_images(model, images, labels, recipe, starts=_starts(len(images)))
     weight = (model.weight[0] - model.weight[1]).detach().double()
     slope = float(weight.abs().sum() if norm == "linf" else (weight**2).sum().sqrt())
     with torch.no_grad():
@@ -133,7 +138,7 @@ def test_the_model_is_attacked_in_eval_mode() -> None:
 def test_the_callers_images_are_left_as_they_were() -> None:
     images, labels = _batch()
     before = images.clone()
-    adversarial_images(_net(), images, labels, RECIPES["linf"], generator=torch.Generator().manual_seed(0))
+    adversarial_images(_net(), images, labels, RECIPES["linf"], starts=_starts(len(images)))
     assert torch.equal(images, before)
     assert not images.requires_grad
 
@@ -166,8 +171,7 @@ def _moved(recipe: AdversaryRecipe, count: int, seed: int) -> Tensor:
     """Which examples started away from their clean image; the one step is too short to matter."""
     images, labels = random_images(count, low=0.3, high=0.7), torch.arange(count) % 2
     still = recipe.model_copy(update={"step_size": "1/100000000", "steps": 1})
-    generator = torch.Generator().manual_seed(seed)
-    found = adversarial_images(two_class_linear(8), images, labels, still, generator=generator)
+    found = adversarial_images(two_class_linear(8), images, labels, still, starts=_starts(count, seed))
     return (found - images).abs().amax(dim=(1, 2, 3)) > 1e-5
 
 
