@@ -107,7 +107,7 @@ class Photographs:
         if self._workers == 0:
             made: Iterator[_Made] = (views[number] for number in range(len(views)))
         else:
-            made = in_workers(views, self._workers, together=_TOGETHER)
+            made = in_workers(views, range(len(views)), self._workers, together=_TOGETHER)
         for each in made:
             if isinstance(each, Unreadable):
                 raise DataError(each.reason)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from torchvision.models import vgg19  # type: ignore[import-untyped]  # it has no stubs
+from torchvision.models import vgg19
 
 from robench.errors import ModelError
 from robench.synthesis.adain import AdaIN, adapted, build_decoder, build_encoder
