@@ -13,11 +13,11 @@ import zlib
 from operator import mul
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 
 from robench.errors import SubmissionError, complaint
 from robench.protocol import BallSpec, Protocol, Sha256, fraction
-from robench.submission import Line, first_problem, shown
+from robench.submission import Line, refusing_malformed, shown
 
 SCHEMA: Literal["robench.refutation/1"] = "robench.refutation/1"
 FOLDER = "refutations"
@@ -92,11 +92,8 @@ def build_refutation(content: dict[str, object]) -> Refutation:
     Raises:
       SubmissionError: one is missing, unknown or malformed.
     """
-    try:
+    with refusing_malformed("refute", "refutation", schema=SCHEMA, known=(Refutation, Change)):
         return Refutation.model_validate({"schema": SCHEMA, **content})
-    except ValidationError as error:
-        found = f"malformed ({first_problem(error, (Refutation, Change))})"
-        raise SubmissionError(complaint("refute", "refutation", found, "a robench.refutation/1")) from error
 
 
 def packed(steps: bytes) -> str:
@@ -110,11 +107,8 @@ def read_refutation(content: bytes, *, where: str) -> Refutation:
     Raises:
       SubmissionError: it is none.
     """
-    try:
+    with refusing_malformed(where, "refutation", schema=SCHEMA, known=(Refutation, Change)):
         return Refutation.model_validate_json(content)
-    except ValidationError as error:
-        found = f"malformed ({first_problem(error, (Refutation, Change))})"
-        raise SubmissionError(complaint(where, "refutation", found, "a robench.refutation/1")) from error
 
 
 def ball_of(protocol: Protocol) -> BallSpec:

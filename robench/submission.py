@@ -7,6 +7,8 @@ submission holds (`validation`), and how one is made from a run (`submitting`).
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -22,7 +24,7 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails
 
-from robench.errors import did_you_mean
+from robench.errors import SubmissionError, complaint, did_you_mean
 from robench.protocol import Sha256
 from robench.result import ModelRecord
 
@@ -193,10 +195,24 @@ def problems(error: ValidationError, *, known: tuple[type[BaseModel], ...]) -> l
     return list(dict.fromkeys(_problem(detail, known) for detail in error.errors(include_url=False)))
 
 
-def first_problem(error: ValidationError, known: tuple[type[BaseModel], ...]) -> str:
-    """The first of `problems` in one line."""
-    pointer, found, expected, _ = problems(error, known=known)[0]
-    return f"{shown(pointer) if pointer else 'content'} is {found}, expected {expected}"[:300]
+@contextmanager
+def refusing_malformed(where: str, what: str, *, schema: str, known: tuple[type[BaseModel], ...]) -> Iterator[None]:
+    """Turn the first of pydantic's errors into ours.
+
+    Args:
+      where: the file or command that the record is of.
+      what: what it is to be.
+      schema: name of its schema.
+      known: the records that it is made of.
+    Raises:
+      SubmissionError: a key is missing, unknown or malformed.
+    """
+    try:
+        yield
+    except ValidationError as error:
+        pointer, found, expected, _ = problems(error, known=known)[0]
+        problem = f"{shown(pointer) if pointer else 'content'} is {found}, expected {expected}"[:300]
+        raise SubmissionError(complaint(where, what, f"malformed ({problem})", f"a {schema}")) from error
 
 
 def _problem(detail: ErrorDetails, known: tuple[type[BaseModel], ...]) -> tuple[str, str, str, str]:

@@ -14,13 +14,13 @@ from functools import cache
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from robench.errors import SubmissionError, complaint
 from robench.outcome import Outcome
 from robench.protocol import Protocol, Sha256
 from robench.result import holds
-from robench.submission import Commit, Line, Submission, first_problem
+from robench.submission import Commit, Line, Submission, refusing_malformed
 
 SCHEMA: Literal["robench.verdict/1"] = "robench.verdict/1"
 FOLDER = "verifications"
@@ -258,11 +258,8 @@ def build_verdict(content: dict[str, object]) -> Verdict:
     Raises:
       SubmissionError: one is missing, unknown or malformed.
     """
-    try:
+    with refusing_malformed("verify", "verdict", schema=SCHEMA, known=(Verdict, Again, Confirmed)):
         return Verdict.model_validate({"schema": SCHEMA, **content})
-    except ValidationError as error:
-        found = f"malformed ({first_problem(error, (Verdict, Again, Confirmed))})"
-        raise SubmissionError(complaint("verify", "verdict", found, "a robench.verdict/1")) from error
 
 
 def read_verdict(content: bytes, *, where: str) -> Verdict:
@@ -271,11 +268,8 @@ def read_verdict(content: bytes, *, where: str) -> Verdict:
     Raises:
       SubmissionError: it is none.
     """
-    try:
+    with refusing_malformed(where, "verdict", schema=SCHEMA, known=(Verdict, Again, Confirmed)):
         return Verdict.model_validate_json(content)
-    except ValidationError as error:
-        found = f"malformed ({first_problem(error, (Verdict, Again, Confirmed))})"
-        raise SubmissionError(complaint(where, "verdict", found, "a robench.verdict/1")) from error
 
 
 def read_verdicts(folder: Path) -> list[Verdict]:

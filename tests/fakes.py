@@ -15,6 +15,45 @@ from robench.attacks.drive import Example
 from robench.data.textures import TextureDictionary, write_textures
 from robench.outcome import Outcome
 
+SLOW_MODULE = """
+import time
+import robench
+
+def slow():
+    model = robench.load_model("mini-resnet")
+    model.register_forward_pre_hook(lambda module, arguments: time.sleep(0.02))
+    return model
+"""
+"""Content of `slow_mini.py`: a bundled model that takes its time, for whoever must be caught at work."""
+SLOW_COMMAND = ["-m", "robench", "evaluate", "slow_mini:slow", "mini-pgd-linf", "--limit", "96", "--batch-size", "16"]
+
+PATCH_PROTOCOL = """
+schema = "robench.protocol/1"
+id = "own-patches"
+version = 1
+status = "draft"
+title = "Own"
+summary = "Patches on images of 8 pixels."
+seed = 0
+[data]
+source = "own"
+count = 20
+classes = 4
+ids_sha256 = "{digest}"
+crop = 8
+[attack]
+kind = "tpa-random"
+textures = "{textures}"
+textures_sha256 = "{sha256}"
+rounds = 2
+queries = 10
+patches = 2
+[budget]
+kind = "patches"
+area = "1/4"
+patches = 2
+"""
+
 
 class Linear(nn.Module):
     """logits = images . weight + bias, with as many classes as the weight has rows."""

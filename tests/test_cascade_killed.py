@@ -5,7 +5,7 @@ import hashlib
 import json
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,21 +21,13 @@ from tests.attacks.test_autoattack import write_protocol
 from tests.fakes import random_images, small_net
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
 COUNT, SHARD, SLOTS = 96, 4, 16
 SETTINGS = 'version = "standard"\nsteps = 6\ntargets = 2\nqueries = 30\n'
 STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Children of a process with threads would wait for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -16,19 +16,10 @@ import pytest
 from robench.cluster import RayCrew, check_executor, cluster, crew_of
 from robench.errors import ModelError, RunError
 from robench.runs import Run
+from tests.fakes import SLOW_COMMAND, SLOW_MODULE
 from tests.test_runs import plan
 
 ROOT = Path(__file__).parent.parent
-MODULE = """
-import time
-import robench
-
-def slow():
-    model = robench.load_model("mini-resnet")
-    model.register_forward_pre_hook(lambda module, arguments: time.sleep(0.02))
-    return model
-"""
-COMMAND = ["-m", "robench", "evaluate", "slow_mini:slow", "mini-pgd-linf", "--limit", "96", "--batch-size", "16"]
 
 
 def test_an_executor_that_is_none_is_refused() -> None:
@@ -112,7 +103,7 @@ def test_a_crew_that_is_gone_says_why(ends: list[Exception | None], error: type[
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "slow_mini.py").write_text(MODULE)
+    (tmp_path / "slow_mini.py").write_text(SLOW_MODULE)
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
@@ -121,7 +112,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 def _on_ray(folder: Path, environment: dict[str, str], processes: int) -> Iterator["subprocess.Popen[bytes]"]:
     pytest.importorskip("ray", reason="needs `pip install robench[ray]`")
     arguments = ["--run-dir", str(folder), "--executor", "ray", "--processes", str(processes)]
-    with subprocess.Popen([sys.executable, *COMMAND, *arguments], env=environment) as started:
+    with subprocess.Popen([sys.executable, *SLOW_COMMAND, *arguments], env=environment) as started:
         try:
             yield started
         finally:
@@ -158,7 +149,7 @@ def _ancestor(process: int, name: str) -> int:
 @pytest.fixture
 def whole(tmp_path: Path, environment: dict[str, str]) -> Path:
     folder = tmp_path / "whole"
-    subprocess.run([sys.executable, *COMMAND, "--run-dir", str(folder)], env=environment, check=True)
+    subprocess.run([sys.executable, *SLOW_COMMAND, "--run-dir", str(folder)], env=environment, check=True)
     return folder
 
 
@@ -192,7 +183,7 @@ def test_a_killed_ray_head_loses_nothing(tmp_path: Path, environment: dict[str, 
         _until(lambda: _attackers(folder, started.pid) and Run.open(folder).finished_shards())
         os.kill(_ancestor(min(_attackers(folder, started.pid)), "raylet"), signal.SIGKILL)
         started.wait(timeout=170)
-    subprocess.run([sys.executable, *COMMAND, "--run-dir", str(folder)], env=environment, check=True)
+    subprocess.run([sys.executable, *SLOW_COMMAND, "--run-dir", str(folder)], env=environment, check=True)
     _same(folder, whole)
 
 

@@ -20,7 +20,7 @@ from robench.protocol import parse_protocol
 from robench.registry import shipped
 from robench.runs import Run
 from robench.unattacked import Reading
-from tests.fakes import noise_folder, random_images, small_net
+from tests.fakes import PATCH_PROTOCOL, noise_folder, random_images, small_net
 
 COUNT = 150
 PROTOCOL = """
@@ -485,34 +485,6 @@ def test_one_logit_alone_is_refused_even_where_all_labels_are_zero(tmp_path: Pat
 
 
 # --- patches
-
-
-PATCH_PROTOCOL = """
-schema = "robench.protocol/1"
-id = "own-patches"
-version = 1
-status = "draft"
-title = "Own"
-summary = "Patches on images of 8 pixels."
-seed = 0
-[data]
-source = "own"
-count = 20
-classes = 4
-ids_sha256 = "{digest}"
-crop = 8
-[attack]
-kind = "tpa-random"
-textures = "{textures}"
-textures_sha256 = "{sha256}"
-rounds = 2
-queries = 10
-patches = 2
-[budget]
-kind = "patches"
-area = "1/4"
-patches = 2
-"""
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ from robench.registry import load_protocol
 from robench.result import Result
 from robench.runs import Run
 from robench.showcase import Showcase
-from tests.fakes import noise_folder, random_images, small_net
-from tests.test_evaluation import PATCH_PROTOCOL, PROTOCOL
+from tests.fakes import PATCH_PROTOCOL, noise_folder, random_images, small_net
+from tests.test_evaluation import PROTOCOL
 
 COUNT = 40
 LONG = "timm/vit_large_patch14_reg4_dinov2.lvd142m with $x^2$ and an {unusually} long \\name"

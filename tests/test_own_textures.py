@@ -13,34 +13,8 @@ from robench.errors import DataError, RunError
 from robench.evaluation import Options, evaluate, resume
 from robench.protocol import parse_protocol
 from robench.registry import Registered, resolve
-from tests.fakes import noise_folder, noise_textures, random_images, small_net
+from tests.fakes import PATCH_PROTOCOL, noise_folder, noise_textures, random_images, small_net
 
-PROTOCOL = """
-schema = "robench.protocol/1"
-id = "own-patches"
-version = 1
-status = "draft"
-title = "Own"
-summary = "Patches on images of 8 pixels."
-seed = 0
-[data]
-source = "own"
-count = 20
-classes = 4
-ids_sha256 = "{digest}"
-crop = 8
-[attack]
-kind = "tpa-random"
-textures = "tpa-textures"
-textures_sha256 = "{sha256}"
-rounds = 2
-queries = 10
-patches = 2
-[budget]
-kind = "patches"
-area = "1/4"
-patches = 2
-"""
 IMAGES = random_images(20)
 
 
@@ -48,7 +22,7 @@ IMAGES = random_images(20)
 def protocol(tmp_path: Path) -> Path:
     """A protocol that pins textures which nothing on this machine names."""
     path = tmp_path / "own-patches.toml"
-    path.write_text(PROTOCOL.format(digest="0" * 64, sha256=noise_textures().sha256))
+    path.write_text(PATCH_PROTOCOL.format(digest="0" * 64, textures="tpa-textures", sha256=noise_textures().sha256))
     return path
 
 
@@ -113,7 +87,7 @@ def test_an_official_protocol_stays_so_with_its_own_textures_alone(protocol: Pat
 def test_a_run_is_resumed_with_the_textures_it_was_given(
     tmp_path: Path, others: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = PROTOCOL.format(digest="0" * 64, sha256=noise_textures().sha256)
+    text = PATCH_PROTOCOL.format(digest="0" * 64, textures="tpa-textures", sha256=noise_textures().sha256)
     (tmp_path / "mini.toml").write_text(text.replace('"own"', '"mini"').replace("classes = 4", "classes = 10"))
     large = TextureDictionary((0, 1), torch.rand(2, 2, 3, 32, 32, generator=torch.Generator().manual_seed(0)))
     write_textures(large, tmp_path / "large")

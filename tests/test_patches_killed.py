@@ -2,11 +2,9 @@
 
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from robench.attacks.patch_search import RandomPatches
 from tests.attacks.test_autoattack import write_protocol
@@ -14,6 +12,7 @@ from tests.fakes import noise_folder
 from tests.test_cascade_killed import _finished, _run, _same, _taken_up
 
 pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
     pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork"),
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
@@ -26,15 +25,6 @@ SETTINGS = {
     "tpa-whitebox": 'kind = "tpa-whitebox"\npatches = 2\npositions = 2\nrounds = 4\n',
 }
 TEXTURED = {"tpa", "tpa-random", "tpa-local"}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _one_thread() -> Iterator[None]:
-    """Children of a process with threads would wait for them."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _protocol(folder: Path, name: str) -> Path:

@@ -37,8 +37,8 @@ def show(
     out.print(registered.protocol.summary, markup=False)
     table = Table("key", Column("value", overflow="fold"))  # a digest that is cut pins nothing
     for key, value in content.items():
-        if key in ("schema", "id", "version", "title", "summary"):
-            continue
+        if key in ("schema", "id", "version", "title", "summary") or (key == "score" and "attack" not in content):
+            continue  # shown above, or about iterates where there are none
         rows = value.items() if isinstance(value, dict) else [("", value)]
         for part, each in rows:
             table.add_row(f"{key}.{part}".rstrip("."), Text(str(each)))

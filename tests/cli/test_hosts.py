@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from robench.runs import Run
-from tests.cli.test_ranks import COMMAND, MODULE, ROOT
+from tests.cli.test_ranks import ROOT
+from tests.fakes import SLOW_COMMAND, SLOW_MODULE
 
 NODES = ("robench-a", "robench-b")
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
@@ -47,7 +48,7 @@ def _start(node: str, folder: Path, log: Path, environment: dict[str, str]) -> "
     command += ["--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-id", "7"]
     command += ["--rdzv-endpoint", f"{ADDRESSES[0]}:29511", "--rdzv-conf"]
     command += [f"is_host={int(node == NODES[0])},read_timeout=8"]
-    command += ["--local-addr", ADDRESSES[NODES.index(node)], *COMMAND, "--run-dir", str(folder)]
+    command += ["--local-addr", ADDRESSES[NODES.index(node)], *SLOW_COMMAND, "--run-dir", str(folder)]
     with log.open("wb") as file:
         return subprocess.Popen(command, env=environment, stdout=file, stderr=file, start_new_session=True)
 
@@ -82,7 +83,8 @@ def _lose(started: "subprocess.Popen[bytes]") -> None:
 
 @pytest.mark.slow
 def test_a_host_that_is_cut_off_and_lost_does_not_keep_the_other_from_finishing(tmp_path: Path, hosts: None) -> None:
-    (tmp_path / "slow_mini.py").write_text(MODULE.replace("0.02", "0.05").replace("mini-resnet", "mini-resnet-adv"))
+    module = SLOW_MODULE.replace("0.02", "0.05").replace("mini-resnet", "mini-resnet-adv")
+    (tmp_path / "slow_mini.py").write_text(module)
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
     folder, logs = tmp_path / "run", [tmp_path / f"{node}.log" for node in NODES]
@@ -99,6 +101,6 @@ def test_a_host_that_is_cut_off_and_lost_does_not_keep_the_other_from_finishing(
         for each in started:
             _lose(each)
     whole = tmp_path / "whole"
-    command = [word.replace("slow_mini:slow", "mini-resnet-adv") for word in COMMAND]
+    command = [word.replace("slow_mini:slow", "mini-resnet-adv") for word in SLOW_COMMAND]
     subprocess.run([sys.executable, *command, "--run-dir", str(whole)], env=environment, check=True)
     assert (folder / "outcomes.csv.gz").read_bytes() == (whole / "outcomes.csv.gz").read_bytes()

@@ -15,18 +15,9 @@ from robench.cli.ranks import check_ranks, device_of, rank_of
 from robench.errors import RunError
 from robench.runs import Run
 from robench.share import Rank
+from tests.fakes import SLOW_COMMAND, SLOW_MODULE
 
 ROOT = Path(__file__).parent.parent.parent
-MODULE = """
-import time
-import robench
-
-def slow():
-    model = robench.load_model("mini-resnet")
-    model.register_forward_pre_hook(lambda module, arguments: time.sleep(0.02))
-    return model
-"""
-COMMAND = ["-m", "robench", "evaluate", "slow_mini:slow", "mini-pgd-linf", "--limit", "96", "--batch-size", "16"]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +61,7 @@ def test_ranks_on_a_host_get_a_device_each(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.fixture
 def environment(tmp_path: Path) -> dict[str, str]:
-    (tmp_path / "slow_mini.py").write_text(MODULE)
+    (tmp_path / "slow_mini.py").write_text(SLOW_MODULE)
     path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
 
@@ -81,7 +72,7 @@ def _torchrun(
 ) -> Iterator["subprocess.Popen[bytes]"]:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     with log.open("wb") as file:
-        arguments = [*COMMAND, "--run-dir", str(folder)]
+        arguments = [*SLOW_COMMAND, "--run-dir", str(folder)]
         with subprocess.Popen([*command, *arguments], env=environment, stdout=file, stderr=file) as started:
             try:
                 yield started
@@ -114,7 +105,7 @@ def test_a_killed_worker_is_started_again_and_a_killed_rank_leaves_no_orphan(
     tmp_path: Path, environment: dict[str, str]
 ) -> None:
     whole, folder, log = tmp_path / "whole", tmp_path / "run", tmp_path / "log"
-    subprocess.run([sys.executable, *COMMAND, "--run-dir", str(whole)], env=environment, check=True)
+    subprocess.run([sys.executable, *SLOW_COMMAND, "--run-dir", str(whole)], env=environment, check=True)
     with _torchrun(folder, environment, ranks=2, log=log) as started:
         _until(lambda: len(_workers(folder)) == 2 and Run.open(folder).finished_shards(), log)
         victim = max(_workers(folder))
@@ -136,5 +127,5 @@ def test_a_killed_worker_is_started_again_and_a_killed_rank_leaves_no_orphan(
         assert started.wait(timeout=170) != 0  # torchrun ends all ranks when one of its children dies
         _until(lambda: not any(map(_alive, workers)), log)
     assert not (again / "result.json").exists()
-    subprocess.run([sys.executable, *COMMAND, "--run-dir", str(again)], env=environment, check=True)
+    subprocess.run([sys.executable, *SLOW_COMMAND, "--run-dir", str(again)], env=environment, check=True)
     assert (again / "outcomes.csv.gz").read_bytes() == (whole / "outcomes.csv.gz").read_bytes()
