@@ -15,6 +15,7 @@ PACKAGE = ROOT / "robench"
 FLOORS = {
     "errors": 0,
     "environment": 0,
+    "heap": 0,
     "randomness": 0,
     "arrays": 0,
     "squares": 0,
@@ -110,7 +111,7 @@ COMPUTE = {
     "data",
     "zoo",
 }
-BOTH_WINGS = {"errors", "environment"}
+BOTH_WINGS = {"errors", "environment", "heap"}
 KNOWS_BOTH = {
     "adversarial",
     "card",
