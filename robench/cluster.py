@@ -14,7 +14,6 @@ from typing import Any
 
 from robench.errors import RobenchError, RunError, complaint, did_you_mean
 from robench.evaluation import evaluate
-from robench.heap import keep_freed_memory
 from robench.progress import Silent
 from robench.runs import Run
 from robench.share import Rank
@@ -106,7 +105,6 @@ class RayCrew:
 
 def _attack(model: Any, protocol: Any, arguments: dict[str, Any]) -> None:
     """A task: work on a run until none of its shards is missing."""
-    keep_freed_memory()
     evaluate(model, protocol, **arguments)
 
 

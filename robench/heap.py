@@ -1,8 +1,8 @@
 """Memory that this process frees stays with it, to be used again.
 
-Passes free and ask again for hundreds of megabytes. Where the C library hands each block back, the kernel clears
-every page anew, which on a CPU can cost as much as the arithmetic. Only for processes of our own: whoever
-imports robench keeps the allocator they chose.
+Steps of training free and ask again for hundreds of megabytes. Where the C library hands each block back, the kernel
+clears every page anew, which on a CPU may take a sixth of the time. Only for processes of our own that go over batches
+of one size: whoever imports robench keeps the allocator they chose, and batches of many sizes leave holes that add up.
 
 Not here: memory of a GPU, which torch keeps by itself.
 """

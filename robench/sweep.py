@@ -20,7 +20,6 @@ from robench.errors import RobenchError, RunError, complaint
 from robench.estimate import estimate
 from robench.evaluation import Options, evaluate
 from robench.forecast import Work
-from robench.heap import keep_freed_memory
 from robench.preparation import default_shard_size
 from robench.registry import resolve
 from robench.result import read_result
@@ -183,12 +182,6 @@ def carry_out(job: Job) -> Row:
     return Row(job.name, str(job.folder), result=str(result))
 
 
-def _elsewhere(job: Job) -> Row:
-    """The same in a process that does nothing else."""
-    keep_freed_memory()
-    return carry_out(job)
-
-
 def _here(jobs: list[Job]) -> Iterator[tuple[Job, Row]]:
     for job in jobs:
         yield job, carry_out(job)
@@ -232,7 +225,7 @@ class _Tasks:
 
     def _start(self, job: Job) -> None:
         share = gpu_share(job) if self._on_gpu else 0.0
-        task = self._ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES)(_elsewhere)
+        task = self._ray.remote(num_cpus=1, num_gpus=share, max_retries=RETRIES)(carry_out)
         self._going[task.remote(job)] = job
 
     def _row(self, task: Any, job: Job) -> Row:

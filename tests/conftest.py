@@ -4,10 +4,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from robench.heap import keep_freed_memory
-
-keep_freed_memory()  # as the command line does
-
 
 @pytest.fixture(autouse=True)
 def no_data_of_this_machine(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:

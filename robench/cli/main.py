@@ -24,7 +24,6 @@ from robench.cli.validate import validate
 from robench.cli.verify import reattack, verify
 from robench.cli.zoo import convert, zoo
 from robench.errors import RobenchError
-from robench.heap import keep_freed_memory
 
 app = typer.Typer(
     name="robench",
@@ -71,7 +70,6 @@ def main() -> None:
     try:
         if sys.argv[1:2] == ["evaluate"]:
             guard()
-        keep_freed_memory()
         app()
     except RobenchError as error:
         err.print(f"error: {error}", style="red", markup=False)

@@ -87,9 +87,11 @@ def train(
     import torch
 
     from robench.environment import environment
+    from robench.heap import keep_freed_memory
     from robench.training import Options
     from robench.training import train as follow
 
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     screen = _Screen()
