@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robench.attacks.drive import Example
 from robench.data.textures import TextureDictionary, write_textures
 from robench.outcome import Outcome
+from robench.registry import shipped_folder
 
 SLOW_MODULE = """
 import time
@@ -100,6 +101,22 @@ def labelled_by(model: nn.Module, images: Tensor) -> list[Example]:
         dtype = next(model.parameters()).dtype
         labels: list[int] = model(images.to(dtype)).argmax(dim=1).tolist()
     return examples(images, labels)
+
+
+def short_pgd(folder: Path, steps: int = 5) -> Path:
+    """`mini-pgd-linf` with few steps, where a run is wanted and not its strength."""
+    text = (shipped_folder() / "mini-pgd-linf.toml").read_text(encoding="utf-8")
+    for old, new in (
+        ('"mini-pgd-linf"', '"short"'),
+        ('"active"', '"draft"'),
+        ("steps = 50 ", f"steps = {steps} "),
+        ("steps = [5, 10, 20, 50]", f"steps = [{steps}]"),
+    ):
+        assert text.count(old) == 1
+        text = text.replace(old, new)
+    path = folder / "short.toml"
+    path.write_text(text, encoding="utf-8")
+    return path
 
 
 def many_outcomes(count: int) -> list[Outcome]:

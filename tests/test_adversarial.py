@@ -16,7 +16,7 @@ from robench.errors import RunError
 from robench.evaluation import Options, evaluate, resume
 from robench.outcome import Outcome
 from robench.runs import Run, Shard
-from tests.fakes import random_images, small_net
+from tests.fakes import random_images, short_pgd, small_net
 from tests.test_evaluation import PROTOCOL
 from tests.test_nothing_lost import _tmpfs
 
@@ -134,7 +134,7 @@ def test_every_finished_shard_of_a_killed_run_has_its_images(tmp_path: Path, pro
 def test_resume_goes_on_saving_where_the_run_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     options = Options(shard_size=8, save_adversarial="images")
-    evaluate("mini-resnet-gelu-adv", "mini-pgd-linf", limit=24, run_dir="run", options=options)
+    evaluate("mini-resnet-gelu-adv", short_pgd(tmp_path, 10), limit=24, run_dir="run", options=options)
     images = sorted(path.name for path in Path("images").glob("*.npy"))
     Path("run/result.json").unlink()
     Path("run/shards/000001.csv").unlink()

@@ -1,12 +1,15 @@
 """Challenges and refutations of small, real claims: an honest one stands, a cheat falls, a stronger attack lowers."""
 
+import atexit
 import itertools
 import json
 import os
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +61,27 @@ SHIPPED = Rules.shipped()
 RULES = Rules({NAME: SHORT}, {NAME: SHORT.digest}, SHIPPED.labels)
 
 
-@pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return robench.evaluate("mini-resnet-adv", SHORT, run_dir=tmp_path_factory.mktemp("honest"))
+@cache
+def honest_run() -> Result:
+    """What an honest author claims; made once for all who ask."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    return robench.evaluate("mini-resnet-adv", SHORT, run_dir=Path(folder) / "run")
+
+
+@cache
+def stronger_run() -> tuple[Path, Result]:
+    """The images of more steps of the same attack, and their run."""
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder)
+    images = Path(folder) / "images"
+    options = robench.evaluation.Options(save_adversarial=images)
+    return images, robench.evaluate("mini-resnet-adv", LONG, run_dir=Path(folder) / "run", options=options)
+
+
+@pytest.fixture
+def honest() -> Result:
+    return honest_run()
 
 
 def _claim(
@@ -196,12 +217,9 @@ def test_a_wrong_word_is_said_before_anything_runs(
 # --- refutations
 
 
-@pytest.fixture(scope="module")
-def stronger(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Result]:
-    """The images of more steps of the same attack."""
-    folder = tmp_path_factory.mktemp("stronger")
-    options = robench.evaluation.Options(save_adversarial=folder / "images")
-    return folder / "images", robench.evaluate("mini-resnet-adv", LONG, run_dir=folder / "run", options=options)
+@pytest.fixture
+def stronger() -> tuple[Path, Result]:
+    return stronger_run()
 
 
 def test_a_stronger_attack_lowers_a_claim(honest: Result, stronger: tuple[Path, Result], tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from robench.evaluation import Options, evaluate
 from robench.protocol import BallSpec, read_protocol
 from robench.registry import load_protocol
 from robench.zoo import Loaded, resolve
-from tests.fakes import random_images, small_net, two_class_linear
+from tests.fakes import random_images, short_pgd, small_net, two_class_linear
 from tests.test_evaluation import PROTOCOL
 
 COUNT = 40
@@ -107,7 +107,7 @@ def test_a_curve_loads_its_model_once(tmp_path: Path, monkeypatch: pytest.Monkey
         return resolve(reference, weights=weights)
 
     monkeypatch.setattr("robench.evaluation.resolve_model", counted)
-    radius_curve("mini-resnet", "mini-pgd-linf", ["1/255", "2/255"], limit=8, run_dir=tmp_path)
+    radius_curve("mini-resnet", short_pgd(tmp_path), ["1/255", "2/255"], limit=8, run_dir=tmp_path / "runs")
     assert calls == ["mini-resnet"]
 
 

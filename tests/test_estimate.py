@@ -39,7 +39,7 @@ def test_the_command_prints_a_table_or_an_object_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    command = ["evaluate", "mini-resnet-adv", "mini-autoattack-linf", "--estimate", "--limit", "64"]
+    command = ["evaluate", "mini-resnet-adv", "mini-autoattack-linf", "--estimate", "--limit", "16"]
     shown = CliRunner().invoke(app, command)
     assert shown.exit_code == 0
     for word in ("apgd-t", "square", "together", "images/s"):

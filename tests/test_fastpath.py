@@ -12,6 +12,7 @@ from robench.data.mini import attack_set
 from robench.evaluation import Options, evaluate
 from robench.fastpath import CHANNELS_LAST, FOLDED, INFERENCE, MEASURES, best_batch_size, fold_batch_norm, quicken
 from robench.runs import Run
+from tests.fakes import short_pgd
 
 
 def _images(count: int = 16, size: int = 64) -> Tensor:
@@ -192,7 +193,7 @@ def test_verdicts_are_the_same_with_and_without(name: str, tmp_path: Path) -> No
     results = [
         evaluate(
             robench.load_model(name),
-            "mini-pgd-linf",
+            short_pgd(tmp_path, steps=10),
             data=(images[:48], labels[:48]),
             run_dir=tmp_path / str(fast),
             options=Options(fast_path=fast),
@@ -206,11 +207,12 @@ def test_verdicts_are_the_same_with_and_without(name: str, tmp_path: Path) -> No
 
 
 def test_a_run_goes_on_as_it_was_planned(tmp_path: Path) -> None:
-    evaluate("mini-resnet", "mini-pgd-linf", limit=20, run_dir=tmp_path, options=Options(fast_path=False))
+    protocol, run_dir = short_pgd(tmp_path), tmp_path / "run"
+    evaluate("mini-resnet", protocol, limit=20, run_dir=run_dir, options=Options(fast_path=False))
     for file in ("result.json", "shards/000000.csv"):
-        (tmp_path / file).unlink()
-    evaluate("mini-resnet", "mini-pgd-linf", limit=20, run_dir=tmp_path)
-    recorded = [line for line in (tmp_path / "events.jsonl").read_text().splitlines() if '"fast path"' in line]
+        (run_dir / file).unlink()
+    evaluate("mini-resnet", protocol, limit=20, run_dir=run_dir)
+    recorded = [line for line in (run_dir / "events.jsonl").read_text().splitlines() if '"fast path"' in line]
     assert len(recorded) == 2
     assert all('"measures": []' in line for line in recorded)
 

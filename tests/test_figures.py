@@ -245,9 +245,11 @@ def test_letters_go_on_after_z() -> None:
     assert [letter(index) for index in (0, 1, 25, 26)] == ["A", "B", "Z", "#27"]
 
 
-def test_accuracy_over_the_radius_is_drawn(tmp_path: Path, drawn: list[Figure]) -> None:
-    radii = ["0", "1/1000", "1/255", "2/255", "8/255"]
-    curve = radius_curve("mini-resnet-adv", "mini-pgd-linf", radii, limit=16, run_dir=tmp_path)
+def test_accuracy_over_the_radius_is_drawn(tmp_path: Path, protocol: Path, drawn: list[Figure]) -> None:
+    radii, net, images = ["0", "1/1000", "1/255", "2/255", "8/255"], small_net(), random_images(COUNT)
+    with torch.no_grad():
+        data = images, net(images).argmax(dim=1)
+    curve = radius_curve(net, protocol, radii, data=data, run_dir=tmp_path / "runs")
     draw_radii(tmp_path / "a.png", curve)
     (axes,) = drawn[0].axes
     assert list(axes.lines[0].get_ydata()) == [100 * point.value for point in curve.points]  # type: ignore[arg-type]  # an array

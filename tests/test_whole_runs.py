@@ -25,7 +25,7 @@ from robench.registry import load_protocol, shipped
 from robench.runs import Run
 from robench.showcase import Showcase
 from tests.attacks.test_whole import OWN
-from tests.fakes import random_images, small_net
+from tests.fakes import random_images, short_pgd, small_net
 
 COUNT = 12
 
@@ -221,7 +221,7 @@ def test_a_foolbox_model_gets_the_verdicts_of_the_module_inside(tmp_path: Path) 
     by_foolbox = foolbox.PyTorchModel(network, bounds=(0, 255), device="cpu", preprocessing=preprocessing)
     images, labels = attack_set()
     results = [
-        robench.evaluate(each, "mini-pgd-linf", data=(images[:24], labels[:24]), run_dir=tmp_path / str(index))
+        robench.evaluate(each, short_pgd(tmp_path, 10), data=(images[:24], labels[:24]), run_dir=tmp_path / str(index))
         for index, each in enumerate((model, by_foolbox))
     ]
     assert results[1].model.name == "PyTorchModel"

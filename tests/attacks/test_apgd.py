@@ -15,7 +15,7 @@ from robench.zoo import load_model
 def scene() -> tuple[nn.Module, Tensor, Tensor]:
     images, labels = attack_set()
     model = load_model("mini-resnet-gelu-adv").requires_grad_(False)
-    return model, torch.from_numpy(images[:48]).float() / 255, torch.from_numpy(labels[:48])
+    return model, torch.from_numpy(images[:32]).float() / 255, torch.from_numpy(labels[:32])
 
 
 def test_checkpoints_are_those_of_the_paper() -> None:
@@ -24,13 +24,14 @@ def test_checkpoints_are_those_of_the_paper() -> None:
     assert APGD(steps=1).checkpoints == {1: 1}
 
 
-@pytest.mark.parametrize(("norm", "epsilon"), [("linf", 3 / 255), ("linf", 5 / 255), ("l2", 0.6)])
-@pytest.mark.parametrize("targets", [0, 2])
+@pytest.mark.parametrize(
+    ("norm", "epsilon", "targets"), [("linf", 3 / 255, 0), ("linf", 5 / 255, 2), ("l2", 0.6, 0), ("l2", 0.6, 2)]
+)
 def test_with_the_references_noise_verdicts_are_the_references(
     scene: tuple[nn.Module, Tensor, Tensor], norm: str, epsilon: float, targets: int
 ) -> None:
     model, images, labels = scene
-    settings = {"n_iter": 30, "norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": epsilon, "seed": 3, "device": "cpu"}
+    settings = {"n_iter": 20, "norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": epsilon, "seed": 3, "device": "cpu"}
     with torch.random.fork_rng(devices=[]):
         if targets:
             reference = APGDAttack_targeted(model, n_target_classes=targets, **settings)
@@ -39,7 +40,7 @@ def test_with_the_references_noise_verdicts_are_the_references(
         attacked = reference.perturb(images, labels)
     with torch.no_grad():
         expected = model(attacked).argmax(dim=1) == labels
-    found = replay(APGD(steps=30, targets=targets), model, images, labels, BUDGETS[norm](epsilon), seed=3).robust
+    found = replay(APGD(steps=20, targets=targets), model, images, labels, BUDGETS[norm](epsilon), seed=3).robust
     assert 0 < int(expected.sum()) < len(images)
     assert torch.equal(found, expected)
 

@@ -20,8 +20,8 @@ def test_three_radii_and_two_stages_give_the_references_verdicts(monkeypatch: py
 
 def test_a_verdict_that_differs_is_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ours takes fewer steps than the reference."""
-    monkeypatch.setattr(bench, "APGD", lambda targets=0: APGD(steps=20, targets=targets and 2))
+    monkeypatch.setattr(bench, "APGD", lambda targets=0: APGD(steps=8, targets=targets and 2))
     monkeypatch.setattr(bench, "replay", lambda attack, *rest: replay(APGD(steps=1, targets=attack.targets), *rest))
-    found = CATALOGUE["parity"].run(Settings("mini-resnet-adv", images=48, repeats=1))
+    found = CATALOGUE["parity"].run(Settings("mini-resnet-adv", images=32, repeats=1))
     assert found.verdicts_differ > 0
     assert found.ours_robust > found.theirs_robust

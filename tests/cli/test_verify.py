@@ -6,14 +6,13 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-import robench
 from robench.cli.main import app
 from robench.errors import RobenchError
 from robench.refutation import Change, Refutation
 from robench.result import Result
 from robench.validation import Place, Rules
 from robench.verification import Again, Confirmed, Verdict
-from tests.test_challenge import LONG, NAME, RULES, SHORT, _claim, _inflated
+from tests.test_challenge import NAME, RULES, _claim, _inflated, honest_run, stronger_run
 from tests.validation.test_changes import commit, git
 
 CLAIM = f"submissions/mini-resnet-adv/{NAME}"
@@ -27,9 +26,9 @@ def _invoke(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.stdout
 
 
-@pytest.fixture(scope="module")
-def honest(tmp_path_factory: pytest.TempPathFactory) -> Result:
-    return robench.evaluate("mini-resnet-adv", SHORT, run_dir=tmp_path_factory.mktemp("honest"))
+@pytest.fixture
+def honest() -> Result:
+    return honest_run()
 
 
 @pytest.fixture
@@ -38,7 +37,7 @@ def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(tmp_path, "init", "--quiet")
     (tmp_path / "benchmarks").mkdir()
     (tmp_path / "benchmarks" / "protocols.lock").write_text("")
-    (tmp_path / ".gitignore").write_text("runs/\nimages/\nlong/\n")
+    (tmp_path / ".gitignore").write_text("runs/\n")
     commit(tmp_path)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(Rules, "shipped", classmethod(lambda cls: RULES))
@@ -73,9 +72,7 @@ def test_from_a_claim_to_its_row(honest: Result, repository: Path) -> None:
     assert (_invoke("validate")[0], _invoke("leaderboard")[0]) == (0, 0)
     assert "| reproduced |" in (repository / "leaderboard.md").read_text()
     commit(repository, "verified")
-    options = robench.evaluation.Options(save_adversarial="images")
-    robench.evaluate("mini-resnet-adv", LONG, run_dir="long", options=options)
-    refute = ("refute", CLAIM, "--images", "images", "--by", "A. Sceptic", "--how", "PGD, 12 steps")
+    refute = ("refute", CLAIM, "--images", str(stronger_run()[0]), "--by", "A. Sceptic", "--how", "PGD, 12 steps")
     code, stdout = _invoke(*refute)
     assert code == 0
     broken = int(stdout.partition(": ")[2].partition(" ")[0])

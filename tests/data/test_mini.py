@@ -128,6 +128,13 @@ def test_pinned_images_come_in_any_size() -> None:
     assert np.array_equal(mini.pinned_images(count=3), mini.pinned_images()[:3])
 
 
+def test_whoever_writes_on_pinned_images_writes_on_a_copy() -> None:
+    images = mini.pinned_images(32)
+    before = images.copy()
+    images[:] = 0
+    assert np.array_equal(mini.pinned_images(32), before)
+
+
 @pytest.fixture
 def painted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     """What the generator painted: each texture by number, each coverage as an array, in order."""

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from robench.errors import ModelError
 from robench.hub import Hub
-from robench.zoo import baselines, load_model, unpickle
+from robench.zoo import baselines, conversion, load_model, unpickle
 from robench.zoo.baselines import Baseline
 from robench.zoo.conversion import Network, convert
 from tests.hub_server import FakeHub, serving
@@ -51,6 +51,16 @@ def _as_robustness_saves_it(network: nn.Module, wrapper: str = "module.") -> dic
 
 def _images(size: int = 64) -> Tensor:
     return torch.rand(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+
+
+@pytest.fixture
+def read_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pickles are read in this process, which takes no time; for tests of what becomes of them."""
+
+    def read(source: str, path: Path, target: Path) -> dict[str, Any]:
+        return {"enforced": [], **unpickle.read(path, target)}
+
+    monkeypatch.setattr(conversion, "_read_apart", read)
 
 
 @pytest.mark.parametrize(("wrapper", "zipped"), [("module.", True), ("", False)])
@@ -86,6 +96,7 @@ def test_weights_are_found_where_checkpoints_keep_them(entry: str | None) -> Non
     assert unpickle.state_of({entry: state, "epoch": 3, "model_ema": {}} if entry else state) == (entry, state)
 
 
+@pytest.mark.usefixtures("read_here")
 def test_arguments_of_the_architecture_go_into_the_config(tmp_path: Path) -> None:
     arguments = {"embed_dim": 48, "num_heads": 3}
     network = _network("test_vit", num_classes=5, **arguments)
@@ -177,6 +188,7 @@ def test_the_process_that_reads_sees_no_token(tmp_path: Path, monkeypatch: pytes
 # --- what cannot be converted
 
 
+@pytest.mark.usefixtures("read_here")
 def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     state = dict(_network().state_dict())
     state["extra.weight"] = torch.zeros(1)
@@ -189,6 +201,7 @@ def test_weights_of_another_network_are_named(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["w.pth"]
 
 
+@pytest.mark.usefixtures("read_here")
 def test_a_robustness_checkpoint_with_more_beside_it_is_refused(tmp_path: Path) -> None:
     checkpoint = _as_robustness_saves_it(_network())
     checkpoint["model"]["module.surprise"] = torch.zeros(1)
@@ -249,6 +262,7 @@ def test_a_bomb_is_not_unfolded(tmp_path: Path) -> None:
         (Network(SMALL, {"depht": 3}), r"`model_args` is `.*depht.*`, with which timm cannot build test_resnet"),
     ],
 )
+@pytest.mark.usefixtures("read_here")
 def test_a_network_that_timm_does_not_know_is_named(network: Network | None, message: str, tmp_path: Path) -> None:
     torch.save(_network().state_dict(), tmp_path / "w.pth")
     with pytest.raises(ModelError, match=message):
@@ -291,6 +305,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[FakeHub]
 KNOWN = "madrylab/robust-imagenet-models"
 
 
+@pytest.mark.usefixtures("read_here")
 def test_a_known_checkpoint_on_the_hub_needs_no_more_than_its_name(
     server: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,8 +2,6 @@ import hashlib
 import json
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +9,10 @@ import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from typer.testing import CliRunner
 
 from robench.classifier import Classifier
+from robench.cli.main import app
 from robench.errors import ModelError
 from robench.zoo import load_model, resolve
 
@@ -133,7 +133,7 @@ def test_a_folder_of_pickles_is_refused_with_the_command_that_converts(folder: P
         resolve(str(folder))
     command = shlex.split(str(refused.value).partition("Convert it: ")[2])
     assert command[0] == "robench"
-    subprocess.run([sys.executable, "-m", *command], check=True)
+    CliRunner().invoke(app, command[1:], catch_exceptions=False)
     resolve(str(folder))
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from typer.testing import CliRunner
 
 from robench.arrays import state_digest
+from robench.cli.main import app
 from robench.data.mini import attack_set
 from robench.errors import ModelError
 from robench.zoo import ARCHITECTURES, MODELS, Normalised, bundled_weights, load_model, resolve
@@ -42,11 +44,11 @@ def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.parametrize("name", MODELS)
 def test_bundled_models_load_and_answer(name: str) -> None:
     model = load_model(name)
-    pixels, labels = attack_set()
+    pixels, labels = (each[:128] for each in attack_set())
     images = torch.from_numpy(pixels).float() / 255
     with torch.no_grad():
-        logits = torch.cat([model(part) for part in torch.split(images, 128)])
-    assert logits.shape == (512, 10)
+        logits = model(images)
+    assert logits.shape == (128, 10)
     assert bool(logits.isfinite().all())
     assert (logits.argmax(dim=1).numpy() == labels).mean() > 0.5  # other weights or another normalisation: 0.1
     assert not any(part.training for part in model.modules())
@@ -227,8 +229,10 @@ def test_weights_do_not_go_with_own_code(own_code: Path) -> None:
         resolve("own_there:net", weights="w.safetensors")
 
 
-@pytest.mark.parametrize("name", ["weights.pt", "my weights $(touch x) 'quoted'.pth", "misnamed.safetensors"])
-def test_a_pickle_is_refused_with_a_command_that_converts_it(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["my weights $(touch x) 'quoted'.pth", "misnamed.safetensors"])
+def test_a_pickle_is_refused_with_a_command_that_converts_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / name
     state = _state()
     state["network.conv1.0.weight"] = state["network.conv1.0.weight"].to(memory_format=torch.channels_last)
@@ -241,8 +245,12 @@ def test_a_pickle_is_refused_with_a_command_that_converts_it(name: str, tmp_path
     with pytest.raises(ModelError, match=message) as refused:
         load_model("mini-resnet", weights=path)
     command = str(refused.value).partition("Convert it: ")[2]
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=environment)
+    if "$" in name:  # what a shell makes of it
+        environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
+        subprocess.run(command, shell=True, check=True, cwd=tmp_path, env=environment)
+    else:
+        monkeypatch.chdir(tmp_path)
+        CliRunner().invoke(app, shlex.split(command)[1:], catch_exceptions=False)
     converted = Path(shlex.split(command)[-1])
     assert converted.suffix == ".safetensors"
     assert path.read_bytes() == content

@@ -8,6 +8,7 @@ pinned by its digest.
 import hashlib
 import importlib.resources
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,4 +105,9 @@ def sheet(images: NDArray[np.uint8], columns: int = _SHEET_COLUMNS) -> Image.Ima
 
 def pinned_images(size: int = SIZE, count: int = 64) -> NDArray[np.uint8]:
     """Images by whose answers a model is recognised, uint8, shape (count, 3, size, size)."""
+    return _pinned(size, count).copy()
+
+
+@lru_cache(maxsize=2)  # every run looks at them; at 224 pixels painting takes a second
+def _pinned(size: int, count: int) -> NDArray[np.uint8]:
     return _make("mini-pinned", count, 0, size)[0]
