@@ -11,7 +11,7 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 p
 demo: $(VENV)/.installed
 	$(BIN)/robench evaluate mini-resnet-gelu-adv mini-pgd-linf
 
-test: $(VENV)/.installed-test lint types
+test: $(VENV)/.installed-test $(VENV)/.browser lint types
 	$(BIN)/python -m pytest
 
 lint: $(VENV)/.installed-test
@@ -42,6 +42,18 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	@echo "Installing robench, torch and the tools of its tests; the first time this takes some minutes."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+# The tests of the page need Debian's Chromium. It is installed once, where apt may and can; wherever it cannot (no root, no
+# apt, no network) those tests are skipped and say so.
+$(VENV)/.browser: | $(VENV)/bin/python
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { \
+		echo "Installing Chromium for the tests of the page."; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		timeout 60 apt-get --quiet=2 update >/dev/null 2>&1; \
+		timeout 600 apt-get --quiet=2 --yes --no-install-recommends install chromium >/dev/null 2>&1; \
+	} || echo "It cannot be installed; the tests of the page will be skipped."
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
