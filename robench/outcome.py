@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -184,10 +184,10 @@ def to_csv(outcomes: Iterable[Outcome]) -> bytes:
     return _written([columns, *(outcome.row(columns) for outcome in table)])
 
 
-def _columns(table: Sequence[Outcome]) -> tuple[str, ...]:
-    """The columns in which outcomes say something."""
+def _columns(table: Sequence[Outcome], among: Collection[str] | None = None) -> tuple[str, ...]:
+    """The columns in which outcomes say something; nothing is said but in those named."""
     columns = COLUMNS
-    for more in _MORE:
+    for more in (more for more in _MORE if among is None or more[0] in among):
         if any(getattr(outcome, name) is not None for outcome in table for name in more):
             columns += more
     return columns
@@ -226,7 +226,9 @@ def from_csv(content: bytes, *, where: str) -> list[Outcome]:
         outcomes = _in_columns(rows[1:], rows[0])
     except ValueError:
         outcomes = _line_by_line(rows[1:], rows[0], where=where)
-    if tuple(rows[0]) != _columns(outcomes) or _written(rows) != content:  # each row is known to be what `row` writes
+    if (
+        tuple(rows[0]) != _columns(outcomes, rows[0]) or _written(rows) != content
+    ):  # each row is known to be what `row` writes
         what = "written with other line ends or quotes"
         raise RunError(complaint(where, "content", what, "outcomes as robench writes them"))
     return outcomes

@@ -176,7 +176,8 @@ def _remarkable(ordered: Sequence[Identity], checked: Collection[Place]) -> Iter
     """Claims far above all others, and by other attack code than all others."""
     same_protocol: Mapping[str, list[Identity]] = defaultdict(list)
     for each in ordered:
-        same_protocol[each.place.protocol].append(each)
+        if each.result.metrics:  # of a malformed claim, there may be none
+            same_protocol[each.place.protocol].append(each)
     for claims in same_protocol.values():
         leaders = sorted(claims, key=lambda each: each.result.headline.value)[-2:]
         revisions = Counter(each.result.attack_revision for each in claims)
