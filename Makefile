@@ -19,7 +19,7 @@ test: export OMP_NUM_THREADS := 1
 test: export OMP_WAIT_POLICY := PASSIVE
 endif
 
-test: $(VENV)/.installed-test lint types
+test: $(VENV)/.installed-test $(VENV)/.browser lint types
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/.installed-test
@@ -50,6 +50,18 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	@echo "Installing robench, torch and the tools of its tests; the first time this takes some minutes."
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ $(VENV)/.installed
+
+# The tests of the page need Debian's Chromium. It is installed once, where apt may and can; wherever it cannot (no root, no
+# apt, no network) those tests are skipped and say so.
+$(VENV)/.browser: | $(VENV)/bin/python
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { \
+		echo "Installing Chromium for the tests of the page."; \
+		export DEBIAN_FRONTEND=noninteractive; \
+		timeout 60 apt-get --quiet=2 update >/dev/null 2>&1; \
+		timeout 600 apt-get --quiet=2 --yes --no-install-recommends install chromium >/dev/null 2>&1; \
+	} || echo "It cannot be installed; the tests of the page will be skipped."
+	@touch $@
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

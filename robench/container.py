@@ -1,8 +1,9 @@
 """Anybody's code, fetched at a commit and shut in: it is run without network, and sees nothing of this machine beside
 what it needs.
 
-What shuts it in is bubblewrap; where that is missing, nothing is run. A container keeps the verifier's machine safe. It
-cannot keep the code from lying about its own answers, which is why a maintainer reads it before a verdict is merged.
+What shuts it in is bubblewrap, else podman; where both are missing, nothing is run. Both show it this machine's
+Python and system, read-only, so there is no image to pin. A container keeps the verifier's machine safe. It cannot keep
+the code from lying about its own answers, which is why a maintainer reads it before a verdict is merged.
 Not here: what is run (`challenge`).
 """
 
@@ -12,7 +13,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,8 +26,11 @@ LARGEST = 8 << 30
 """Most bytes of weights."""
 _SYSTEM = ("/usr", "/bin", "/sbin", "/lib", "/lib64", "/etc/ld.so.cache", "/etc/alternatives", "/sys/devices")
 """What a program needs of a system, as far as it is there."""
+_ROOT_FOLDERS = ("/dev", "/proc", "/run", "/sys", "/tmp")
+_ROOT_FILES = ("/etc/hostname", "/etc/hosts", "/etc/resolv.conf", "/run/.containerenv")
+"""What podman mounts by itself, into a root that it cannot write to."""
 _GPU = ("nvidia*", "dri", "kfd")
-_ADVICE = "Install bubblewrap; until then the tier stays where it is."
+_ADVICE = "Install one of them; until then the tier stays where it is."
 
 
 @dataclass(frozen=True)
@@ -46,9 +50,9 @@ def foreign_model(loader: RepositoryLoader, folder: Path) -> Code:
     """Fetch the code and the weights of a loader; none of it is run.
 
     Raises:
-      SubmissionError: there is no bubblewrap, or the commit or the weights cannot be had.
+      SubmissionError: nothing shuts it in, or the commit or the weights cannot be had.
     """
-    _bubblewrap()
+    _program()
     code = folder / "repository"
     if not (code / ".git").exists():
         code.mkdir(parents=True, exist_ok=True)
@@ -130,6 +134,27 @@ def shut_in(code: Code, job: str, *, work: Path, seen: Sequence[Path], device: s
         raise SubmissionError(complaint(str(code.folder), "code", found, "a model that can be attacked"))
 
 
+@dataclass(frozen=True)
+class _Room:
+    """What a program sees that is shut in.
+
+    Attributes:
+      system: files and folders of the system and of Python, which it may read.
+      work: the folder that it may write to; it may lie in one of those.
+      seen: what else it may read; some of it may lie in the folder.
+      folder: its working directory.
+      devices: nodes of GPUs.
+      variables: its whole environment.
+    """
+
+    system: Sequence[str]
+    work: Path
+    seen: Sequence[str]
+    folder: Path
+    devices: Sequence[str]
+    variables: Mapping[str, str]
+
+
 def confined(seen: Sequence[Path], code: Code, *, work: Path, device: str | None) -> list[str]:
     """The command that shuts another one in.
 
@@ -139,25 +164,20 @@ def confined(seen: Sequence[Path], code: Code, *, work: Path, device: str | None
       work: the folder that it may write to.
       device: a GPU's name lets it use GPUs.
     """
-    command = [_bubblewrap(), "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
-    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # a new one
-    for place in _SYSTEM:
-        command += ["--ro-bind-try", place, place]
-    if device is not None and device.startswith("cuda"):
-        for node in (node for pattern in _GPU for node in sorted(Path("/dev").glob(pattern))):
-            command += ["--dev-bind", str(node), str(node)]
-    for path in dict.fromkeys(_of_python()):
-        command += ["--ro-bind-try", path, path]
-    command += ["--bind", str(work.resolve()), str(work.resolve())]
-    for each in seen:  # after the folder that may be written to, in which some of them lie
-        command += ["--ro-bind", str(each.resolve()), str(each.resolve())]
+    patterns = _GPU if device is not None and device.startswith("cuda") else ()
     packages = os.pathsep.join(path for path in sys.path if path)
     threads = os.environ.get("OMP_NUM_THREADS")
     variables = {"PATH": "/usr/bin:/bin", "HOME": "/tmp", "PYTHONPATH": packages, WEIGHTS: str(code.weights.resolve())}
-    variables |= {"OMP_NUM_THREADS": threads} if threads else {}
-    for name, value in variables.items():
-        command += ["--setenv", name, value]
-    return [*command, "--chdir", str(code.folder.resolve()), "--"]
+    room = _Room(
+        system=[path for path in dict.fromkeys([*_SYSTEM, *_of_python()]) if Path(path).exists()],
+        work=work.resolve(),
+        seen=[str(path.resolve()) for path in seen],
+        folder=code.folder.resolve(),
+        devices=[str(node) for pattern in patterns for node in sorted(Path("/dev").glob(pattern))],
+        variables=variables | ({"OMP_NUM_THREADS": threads} if threads else {}),
+    )
+    program = _program()
+    return _bubblewrap(program, room) if Path(program).name == "bwrap" else _podman(program, room)
 
 
 def _of_python() -> Iterator[str]:
@@ -168,12 +188,58 @@ def _of_python() -> Iterator[str]:
         str(Path(sys.executable).parent),
         str(Path(sys.executable).resolve().parent),
     )
-    yield from (path for path in sys.path if path and Path(path).exists())
+    yield from (path for path in sys.path if path)
 
 
-def _bubblewrap() -> str:
-    found = shutil.which("bwrap")
+def _program() -> str:
+    """What shuts foreign code in.
+
+    Raises:
+      SubmissionError: there is nothing.
+    """
+    found = shutil.which("bwrap") or shutil.which("podman")
     if found is None:
-        expected = "`bwrap`, which shuts foreign code in"
+        expected = "`bwrap` or `podman`, which shut foreign code in"
         raise SubmissionError(complaint("verify", "loader", "anybody's code", expected, _ADVICE))
     return found
+
+
+def _bubblewrap(program: str, room: _Room) -> list[str]:
+    command = [program, "--unshare-all", "--die-with-parent", "--new-session", "--clearenv"]
+    command += ["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/tmp"]  # a new one
+    for path in room.system:
+        command += ["--ro-bind", path, path]
+    for node in room.devices:
+        command += ["--dev-bind", node, node]
+    command += ["--bind", str(room.work), str(room.work)]
+    for path in room.seen:
+        command += ["--ro-bind", path, path]
+    for name, value in room.variables.items():
+        command += ["--setenv", name, value]
+    return [*command, "--chdir", str(room.folder), "--"]
+
+
+def _podman(program: str, room: _Room) -> list[str]:
+    """The same with podman, which mounts the outer before the inner by itself, into an empty folder."""
+    root = room.work.with_name(f"{room.work.name}.root")  # where the program cannot write
+    read = [path for path in [*room.system, *room.seen] if not path.startswith("/sys/")]  # podman has its own
+    for path in [*read, str(room.work), *_ROOT_FOLDERS]:
+        _make_place(root, path, file=Path(path).is_file())
+    for path in _ROOT_FILES:
+        _make_place(root, path, file=True)
+    command = [program, "run", "--rm", "--network=none", "--read-only", "--cap-drop=all"]
+    command += ["--security-opt=no-new-privileges", "--security-opt=label=disable"]  # files keep their labels
+    command += ["--env-host=false", "--http-proxy=false", "--no-hosts", "--log-driver=none", "--tmpfs=/tmp"]
+    command += [f"--mount=type=bind,source={room.work},target={room.work}"]
+    command += [f"--mount=type=bind,source={path},target={path},readonly" for path in read]
+    command += [f"--device={node}" for node in room.devices]
+    command += [f"--env={name}={value}" for name, value in room.variables.items()]
+    return [*command, f"--workdir={room.folder}", "--rootfs", str(root)]
+
+
+def _make_place(root: Path, path: str, *, file: bool) -> None:
+    """An empty file or folder, for something to be mounted there."""
+    place = root / path.lstrip("/")
+    (place.parent if file else place).mkdir(parents=True, exist_ok=True)
+    if file:
+        place.touch()

@@ -12,9 +12,10 @@ import itertools
 import math
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from robench.errors import RunError, complaint
 
@@ -84,55 +85,23 @@ class Outcome:
         """
         if not self.clean_correct:
             return False
-        if step is None:
+        if step is None or not self.fooled_at:
             return not self.fooled_at
         if scoring == "any iterate":
-            return all(fooled > step for fooled in self.fooled_at)
+            return min(self.fooled_at) > step
         return step not in self.fooled_at
 
     def row(self, columns: Sequence[str]) -> list[str]:
         """The fields as text, in the order of `columns`; counts of right answers that were not taken are left out."""
-        cells = {
-            "id": self.id,
-            "label": str(self.label),
-            "clean": str(self.clean),
-            "attacked": str(self.attacked),
-            "clean_margin": f"{self.clean_margin:.3g}",
-            "attacked_margin": f"{self.attacked_margin:.3g}",
-            "fooled_at": " ".join(map(str, self.fooled_at)),
-            "stage": self.stage,
-            "unconfirmed": str(self.unconfirmed),
-            "error": self.error,
-            "queries": "" if self.queries is None else str(self.queries),
-            "patches": "" if self.patches is None else str(self.patches),
-            "area": "" if self.area is None else f"{self.area:.3g}",
-        }
-        cells |= {name: str(getattr(self, name)) for name in ASKED + SHIFT_COLUMNS if getattr(self, name) is not None}
-        return [cells[name] for name in columns if name in cells]
+        values = ((name, getattr(self, name)) for name in columns)
+        return [_FORMS[name][1](value) for name, value in values if value is not None or name in PATCH_COLUMNS]
 
     @classmethod
     def of_row(cls, row: Sequence[str], *, columns: Sequence[str]) -> "Outcome":
         """The reverse of `row`; ValueError for anything that `row` does not write in all of these columns."""
         if len(row) != len(columns):
             raise ValueError(f"{len(row)} columns instead of {len(columns)}")
-        cells = dict(zip(columns, row, strict=True))
-        margins = float(cells["clean_margin"]), float(cells["attacked_margin"])
-        if any(math.isnan(value) for value in margins):
-            raise ValueError("a margin that is no number")
-        steps = tuple(int(step) for step in cells["fooled_at"].split())
-        outcome = cls(
-            *(cells["id"], int(cells["label"]), int(cells["clean"]), int(cells["attacked"]), *margins, steps),
-            *(cells["stage"], int(cells["unconfirmed"]), cells["error"]),
-            clean_right=int(cells["clean_right"]) if "clean_right" in cells else None,
-            attacked_right=int(cells["attacked_right"]) if "attacked_right" in cells else None,
-            queries=int(cells["queries"]) if cells.get("queries") else None,
-            patches=int(cells["patches"]) if cells.get("patches") else None,
-            area=float(cells["area"]) if cells.get("area") else None,
-            among=int(cells["among"]) if "among" in cells else None,
-            cells=cells.get("cells"),
-            texture=int(cells["texture"]) if "texture" in cells else None,
-            reference=int(cells["reference"]) if "reference" in cells else None,
-        )
+        outcome = cls(**{name: _FORMS[name][0](cell) for name, cell in zip(columns, row, strict=True)})
         again = outcome.row(columns)
         if again != list(row):  # such as "+1" or a fourth digit: the digest would not see the difference
             raise ValueError(f"{','.join(row)!r}, which reads as {','.join(again)!r}")
@@ -160,6 +129,54 @@ _HEADERS = {
 """What the first line of a table may be."""
 
 
+def _margin(text: str) -> float:
+    value = float(text)
+    if math.isnan(value):
+        raise ValueError("a margin that is no number")
+    return value
+
+
+def _three_digits(value: float) -> str:
+    return f"{value:.3g}"
+
+
+_Form = tuple[Callable[[str], Any], Callable[[Any], str]]
+_TEXT: _Form = (str, str)
+_WHOLE: _Form = (int, str)
+_MARGIN: _Form = (_margin, _three_digits)
+_STEPS: _Form = (lambda text: tuple(map(int, text.split())), lambda steps: " ".join(map(str, steps)))
+
+
+def _perhaps(form: _Form) -> _Form:
+    """The same, where nothing may stand."""
+    read, write = form
+    return (lambda text: read(text) if text else None), (lambda value: "" if value is None else write(value))
+
+
+_FORMS: dict[str, _Form] = {
+    "id": _TEXT,
+    "label": _WHOLE,
+    "clean": _WHOLE,
+    "attacked": _WHOLE,
+    "clean_margin": _MARGIN,
+    "attacked_margin": _MARGIN,
+    "fooled_at": _STEPS,
+    "stage": _TEXT,
+    "unconfirmed": _WHOLE,
+    "error": _TEXT,
+    "clean_right": _WHOLE,
+    "attacked_right": _WHOLE,
+    "queries": _perhaps(_WHOLE),
+    "patches": _perhaps(_WHOLE),
+    "area": _perhaps((float, _three_digits)),
+    "among": _WHOLE,
+    "cells": _TEXT,
+    "texture": _WHOLE,
+    "reference": _WHOLE,
+}
+"""How each field is read from a cell, and written into one."""
+
+
 def to_csv(outcomes: Iterable[Outcome]) -> bytes:
     """Outcomes as CSV with a header, the same bytes on every machine."""
     table = list(outcomes)
@@ -167,17 +184,22 @@ def to_csv(outcomes: Iterable[Outcome]) -> bytes:
     return _written([columns, *(outcome.row(columns) for outcome in table)])
 
 
-def _columns(table: Sequence[Outcome]) -> tuple[str, ...]:
-    """The columns in which outcomes say something."""
+def _columns(table: Sequence[Outcome], among: Collection[str] | None = None) -> tuple[str, ...]:
+    """The columns in which outcomes say something; nothing is said but in those named."""
     columns = COLUMNS
-    for more in _MORE:
+    for more in (more for more in _MORE if among is None or more[0] in among):
         if any(getattr(outcome, name) is not None for outcome in table for name in more):
             columns += more
     return columns
 
 
-def _written(rows: Iterable[Sequence[str]]) -> bytes:
-    return "".join(",".join(map(_cell, row)) + "\n" for row in rows).encode()
+def _written(rows: Sequence[Sequence[str]]) -> bytes:
+    lines = [",".join(row) for row in rows]
+    text = "".join(f"{line}\n" for line in lines)
+    separators = {",": sum(map(len, rows)) - len(rows), "\n": len(rows), '"': 0, "\r": 0}
+    if any(text.count(character) != count for character, count in separators.items()):  # some stand in cells
+        text = "".join(",".join(map(_cell, row)) + "\n" for row in rows)
+    return text.encode()
 
 
 def _cell(text: str) -> str:
@@ -200,15 +222,44 @@ def from_csv(content: bytes, *, where: str) -> list[Outcome]:
         raise RunError(complaint(where, "content", f"no CSV ({error})", "outcomes as robench writes them")) from error
     if not rows or tuple(rows[0]) not in _HEADERS:
         raise RunError(complaint(where, "line 1", repr(rows[0] if rows else ""), f"the columns {','.join(COLUMNS)}"))
-    outcomes = []
-    for number, row in enumerate(rows[1:], start=2):
-        try:
-            outcomes.append(Outcome.of_row(row, columns=rows[0]))
-        except ValueError as error:
-            raise RunError(complaint(where, f"line {number}", str(error), "an outcome")) from error
-    if tuple(rows[0]) != _columns(outcomes) or _written(rows) != content:  # each row is known to be what `row` writes
+    try:
+        outcomes = _in_columns(rows[1:], rows[0])
+    except ValueError:
+        outcomes = _line_by_line(rows[1:], rows[0], where=where)
+    if (
+        tuple(rows[0]) != _columns(outcomes, rows[0]) or _written(rows) != content
+    ):  # each row is known to be what `row` writes
         what = "written with other line ends or quotes"
         raise RunError(complaint(where, "content", what, "outcomes as robench writes them"))
+    return outcomes
+
+
+def _in_columns(rows: Sequence[Sequence[str]], columns: Sequence[str]) -> list[Outcome]:
+    """All outcomes of a table, each spelling read once; ValueError if `Outcome.of_row` refuses one."""
+    if not rows:
+        return []
+    cells = dict(zip(columns, zip(*rows, strict=True), strict=True))
+    return list(map(Outcome, *(_values(field.name, cells.get(field.name)) for field in fields(Outcome))))
+
+
+def _values(name: str, cells: Sequence[str] | None) -> Iterable[Any]:
+    """A field of all outcomes; None where the table has no such column."""
+    if cells is None:
+        return itertools.repeat(None)
+    read, write = _FORMS[name]
+    values = {cell: read(cell) for cell in set(cells)}
+    if any(write(value) != cell for cell, value in values.items()):
+        raise ValueError("another spelling")
+    return map(values.__getitem__, cells)
+
+
+def _line_by_line(rows: Iterable[Sequence[str]], columns: Sequence[str], *, where: str) -> list[Outcome]:
+    outcomes = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            outcomes.append(Outcome.of_row(row, columns=columns))
+        except ValueError as error:
+            raise RunError(complaint(where, f"line {number}", str(error), "an outcome")) from error
     return outcomes
 
 

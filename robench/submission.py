@@ -173,11 +173,11 @@ def loader_of(model: ModelRecord) -> dict[str, str]:
     """What a result itself says about how its model is loaded: the keys of `[loader]`, maybe not all of them."""
     reference, weights = model.reference or "", {"weights_sha256": model.weights_sha256} if model.weights_sha256 else {}
     scheme, _, name = reference.partition(":")
-    if scheme == "hf-hub":
-        repository, _, revision = name.partition("@")
-        known = {"hub": repository} | ({"revision": revision} if revision else {})
-    elif scheme == "timm":
-        known = {"timm": name}
+    name, _, revision = name.partition("@")
+    if scheme in ("hf-hub", "timm"):
+        known = {"hub" if scheme == "hf-hub" else "timm": name}
+        if commit := revision or model.revision:
+            known["revision"] = commit
     elif name:
         known = {"entry_point": reference}
     elif model.loader.startswith("robench.zoo:"):

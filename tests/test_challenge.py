@@ -3,7 +3,6 @@
 import atexit
 import itertools
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -21,7 +20,7 @@ import robench
 from robench.adversarial import image_file
 from robench.budgets import Ball, L2Ball, LinfBall
 from robench.challenge import Chosen, Draw, Job, verify
-from robench.container import Code, confined, foreign_model
+from robench.container import Code, confined, foreign_model, shut_in
 from robench.data import CATALOGUE
 from robench.errors import ModelError, SubmissionError
 from robench.outcome import Outcome
@@ -377,30 +376,36 @@ def test_foreign_code_is_attacked_without_network_and_without_our_files(
     assert [sorted(each.ids) for each in verdict.confirmed] == [sorted(broken)]
 
 
-def test_without_bubblewrap_foreign_code_is_not_even_fetched(
+def test_without_a_container_foreign_code_is_not_even_fetched(
     foreign: RepositoryLoader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SubmissionError) as caught:
         foreign_model(foreign, tmp_path / "code")
     assert str(caught.value) == (
-        "verify: `loader` is anybody's code; expected `bwrap`, which shuts foreign code in. Install bubblewrap; until "
-        "then the tier stays where it is."
+        "verify: `loader` is anybody's code; expected `bwrap` or `podman`, which shut foreign code in. Install one of "
+        "them; until then the tier stays where it is."
     )
     assert not (tmp_path / "code").exists()
+
+
+def _programs(folder: Path, **scripts: str) -> Path:
+    """A folder with programs of these names."""
+    folder.mkdir()
+    for name, script in scripts.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    return folder
 
 
 def test_the_container_has_no_network_no_environment_and_one_folder_to_write_to(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    fake = tmp_path / "bin" / "bwrap"
-    fake.parent.mkdir()
-    fake.write_text("#!/bin/sh\n")
-    fake.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{fake.parent}{os.pathsep}{os.environ['PATH']}")
+    programs = _programs(tmp_path / "bin", bwrap="", podman="")
+    monkeypatch.setenv("PATH", str(programs))
     work, data = tmp_path / "work", tmp_path / "images"
     command = confined([data], Code(work / "code", work / "weights"), work=work, device=None)
-    assert command[0] == str(fake)
+    assert command[0] == str(programs / "bwrap")
     assert {"--unshare-all", "--die-with-parent", "--new-session", "--clearenv"} <= set(command)
     assert "--share-net" not in command
     pairs = list(itertools.pairwise(command))
@@ -410,6 +415,80 @@ def test_the_container_has_no_network_no_environment_and_one_folder_to_write_to(
     assert sys.base_prefix in read
     assert not {"/", "/home", "/root", "/etc", str(Path.home())} & set(read)
     assert command[-1] == "--"
+
+
+FAKE_PODMAN = """
+[ "$1" = run ] || exit 9
+for each in "$@"; do echo "$each"; done > {log}
+env > {log}.env
+{then}
+"""
+
+
+def _podman(folder: Path, monkeypatch: pytest.MonkeyPatch, then: str) -> Path:
+    """A podman that writes down how it is called, and no bubblewrap; where it writes."""
+    log = folder / "podman.log"
+    programs = _programs(folder / "bin", podman=FAKE_PODMAN.format(log=log, then=then))
+    (programs / "env").symlink_to(str(shutil.which("env")))
+    monkeypatch.setenv("PATH", str(programs))
+    return log
+
+
+def test_podman_shuts_in_where_bubblewrap_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No network, nothing of the environment, a root of its own that is read-only, and one folder to write to."""
+    log = _podman(tmp_path, monkeypatch, "exit 0")
+    monkeypatch.setenv("SECRET", "mine")
+    work, data = tmp_path / "work", tmp_path / "images"
+    for folder in (work / "code", data):
+        folder.mkdir(parents=True)
+    (work / "weights").write_text("w")
+    shut_in(Code(work / "code", work / "weights"), "{}", work=work, seen=[data], device=None)
+    called = log.read_text().splitlines()
+    root = tmp_path / "work.root"
+    options, command = called[: called.index(str(root)) + 1], called[called.index(str(root)) + 1 :]
+    assert command == [sys.executable, "-P", "-m", "robench", "reattack", str(work / "job.json")]
+    assert options[:2] == ["run", "--rm"]
+    assert options[-2:] == ["--rootfs", str(root)]
+    assert {"--network=none", "--read-only", "--cap-drop=all", "--env-host=false", "--tmpfs=/tmp"} <= set(options)
+    assert f"--workdir={work / 'code'}" in options
+    assert not any(
+        option.startswith(("--privileged", "--volume", "-v", "--device", "--env-file")) for option in options
+    )
+    mounts = [
+        dict(part.partition("=")[::2] for part in option[8:].split(",")) for option in options if "type=bind" in option
+    ]
+    assert all(mount["source"] == mount["target"] for mount in mounts)
+    assert [mount["source"] for mount in mounts if "readonly" not in mount] == [str(work)]
+    read = {mount["source"] for mount in mounts if "readonly" in mount}
+    assert {str(work / "code"), str(work / "weights"), str(data), sys.base_prefix} <= read
+    assert not {"/", "/home", "/root", "/etc", "/dev", str(Path.home()), str(tmp_path)} & read
+    variables = dict(option[6:].partition("=")[::2] for option in options if option.startswith("--env="))
+    assert variables["ROBENCH_WEIGHTS"] == str(work / "weights")
+    assert "SECRET" not in variables
+    assert "SECRET=mine" in log.with_name("podman.log.env").read_text()  # podman had it, and was told to keep it
+    for mount in mounts:  # every place to mount at is there, as a file or a folder
+        assert (root / mount["target"].lstrip("/")).is_file() == Path(mount["source"]).is_file()
+
+
+def test_what_fails_in_podman_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _podman(tmp_path, monkeypatch, "echo Error: no such kernel >&2; exit 125")
+    work = tmp_path / "work"
+    (work / "code").mkdir(parents=True)
+    with pytest.raises(
+        SubmissionError, match=r"failed in the container \(.*Error: no such kernel.*\); expected a model"
+    ):
+        shut_in(Code(work / "code", work / "weights"), "{}", work=work, seen=[], device=None)
+
+
+def test_podman_may_use_gpus_only_where_they_are_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robench.container._GPU", ("null",))
+    _podman(tmp_path, monkeypatch, "exit 0")
+    code, work = Code(tmp_path / "work" / "code", tmp_path / "weights"), tmp_path / "work"
+    devices = {
+        device: [option for option in confined([], code, work=work, device=device) if option.startswith("--device")]
+        for device in ("cpu", "cuda:0")
+    }
+    assert devices == {"cpu": [], "cuda:0": ["--device=/dev/null"]}
 
 
 def test_wrong_weights_of_foreign_code_are_refused(foreign: RepositoryLoader, tmp_path: Path) -> None:

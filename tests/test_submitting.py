@@ -339,3 +339,14 @@ def test_a_run_says_what_it_knows_of_its_loader(reference: str | None, built_by:
     assert loader_of(record) == {**expected, "weights_sha256": record.weights_sha256}
     bare = record.model_copy(update={"weights_sha256": None})
     assert loader_of(bare) == expected
+
+
+@pytest.mark.parametrize(("reference", "key"), [("timm:resnet50.a1_in1k", "timm"), ("hf-hub:a/b", "hub")])
+def test_the_commit_that_a_run_resolved_goes_into_its_loader(reference: str, key: str) -> None:
+    about = {"reference": reference, "loader": reference, "revision": "d" * 40}
+    record = model_record("alpha", 0).model_copy(update=about)
+    expected = {key: reference.partition(":")[2], "revision": "d" * 40, "weights_sha256": record.weights_sha256}
+    assert loader_of(record) == expected
+    submission = build_submission({**WORDS, "loader": loader_of(record)})
+    assert submission.loader is not None
+    assert submission.loader.model_dump() == expected

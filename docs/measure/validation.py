@@ -3,7 +3,8 @@
     PYTHONPATH=. python docs/measure/validation.py --count 1000 --protocol mini-pgd-linf
 
 Claims are written into a temporary folder, with the ids and labels of the protocol's own data set.
-Each command runs in a process of its own; seconds of the clock and of the processor, and peak memory, are printed.
+Each command runs in a process of its own; seconds of the clock and of all its processors, and the peak memory of the
+process that reports, are printed.
 """
 
 import argparse
@@ -61,7 +62,8 @@ def main() -> None:
             name, model = protocol.exact_name, f"model-{seed:04d}"
             place = claim(Path(folder), model, rules=rules, name=name, seed=seed, outcomes=outcomes)
         _timed("one claim among all", "validate", str(place.folder))
-        _timed(f"{options.count} claims", "validate", str(place.root))
+        _timed(f"{options.count} claims, one process", "validate", str(place.root), "--processes", "1")
+        _timed(f"{options.count} claims, one for each processor", "validate", str(place.root))
         (Path(folder) / "benchmarks").mkdir()
         (Path(folder) / "benchmarks" / "protocols.lock").write_text("")
         _timed("leaderboard", "leaderboard", "--repository", folder)

@@ -1,5 +1,6 @@
 """`robench validate`: is everything in a submission as it must be."""
 
+import os
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -37,13 +38,16 @@ def validate(
     neighbours: Annotated[
         bool, typer.Option("--neighbours", help="With JSON: the rows beside each claim, with paired tests.")
     ] = False,
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="How many may share many claims; default one for each processor.")
+    ] = None,
     codes: Annotated[bool, typer.Option("--codes", help="Explain every code, as Markdown, and stop.")] = False,
 ) -> None:
     """Check submissions: files, schemas, and every number from its outcomes. Exit code 1 if one is invalid."""
     if codes:
         typer.echo(page(), nl=False)
         return
-    report = check(paths or [Path(FOLDER)], base=base)
+    report = check(paths or [Path(FOLDER)], base=base, processes=processes or os.cpu_count() or 1)
     if form is Form.json:
         print_json({**content(report), "rows": _rows(report) if neighbours else []})
     else:

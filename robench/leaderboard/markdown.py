@@ -11,18 +11,42 @@ from robench.leaderboard.board import Board, Published, Row, Table
 from robench.result import percent
 from robench.verification import TIERS
 
-_MEANT = re.compile(r"[\\`*_{}\[\]<>()#+!|&~:@^$=\"']|(?<=www)[.]", flags=re.IGNORECASE)
-"""Characters that mean something to Markdown, to HTML, or to what GitHub makes of text."""
+_MEANT = re.compile(
+    r"""
+    (?P<entity> [<|$] | &(?=[#a-z]) )              # tags, cells of tables, formulas, entities
+    | (?P<linked>                                 # what GitHub looks for after Markdown is done:
+        (?<!\w)@(?=\w) | @(?=[\w.-]*\.\w)          # mentions, and addresses of mail
+        | [#](?=\d) | (?<!\w)GH-(?=\d)             # references
+        | :(?=[\w+-]+:) )                          # emojis
+    | [\\`*\[\]~]                                 # code, emphasis, links, what is struck out
+    | (?<![a-z0-9])_ | _(?![a-z0-9])              # emphasis; inside a word it means nothing
+    | :(?=//) | (?<=www)[.]                       # addresses
+    """,
+    flags=re.ASCII | re.IGNORECASE | re.VERBOSE,
+)
+"""What means something to Markdown, to HTML, or to GitHub."""
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown and HTML leave as it is, in a table as well; no link, no mention, no markup comes of it.
+    r"""Text that means nothing but itself inside a line or a table: no link, no mention, no markup comes of it.
+
+    Whatever Markdown takes as it is stays so, for those who read the file itself. What GitHub looks for afterwards is
+    broken by a character without width, for neither backslash nor entity is left by then.
 
     Example:
-      >>> escaped("a|b <i> https://x.org, *www.y.org*")
-      'a&#124;b &#60;i&#62; https&#58;//x.org, &#42;www&#46;y.org&#42;'
+      >>> escaped("snake_case, 5% & (more), mini-pgd-linf@1")
+      'snake_case, 5% & (more), mini-pgd-linf@1'
+      >>> print(escaped("a|b <i> https://x.org, *www.y.org*, @someone"))
+      a&#124;b &lt;i> https\://x.org, \*www\.y.org\*, @&#8203;someone
     """
-    return _MEANT.sub(lambda found: f"&#{ord(found.group())};", text)
+    return _MEANT.sub(_as_itself, text)
+
+
+def _as_itself(found: re.Match[str]) -> str:
+    character = found.group()
+    if found["entity"]:
+        return {"<": "&lt;", "&": "&amp;"}.get(character, f"&#{ord(character)};")
+    return f"{character}&#8203;" if found["linked"] else f"\\{character}"
 
 
 def render(board: Board) -> str:

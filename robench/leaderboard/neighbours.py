@@ -149,7 +149,7 @@ def _text(text: str) -> str:
 
 
 def _table(beside: _Beside) -> list[str]:
-    title = f"{_text(beside.model)} under {_text(beside.protocol)}, rank {_text(beside.rank)}"
+    title = f"The row of {_text(beside.model)} under {_text(beside.protocol)}, rank {_text(beside.rank)}"
     rows = [[_text(beside.model), _text(beside.headline), ""]]
     for each in beside.neighbours:
         p_value = "" if each.p_value is None else f"{each.p_value:.2g}"

@@ -50,7 +50,7 @@ def critical(total: int) -> int:
     tail, ways, whole = 0, 1, 1 << total
     for count in range(total // 2 + 1):
         tail += ways
-        if 2 * tail >= LEVEL * whole:
+        if 2 * tail / whole >= LEVEL:  # the numbers themselves may be larger than any float
             return count - 1
         ways = ways * (total - count) // (count + 1)
     return -1

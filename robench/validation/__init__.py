@@ -4,11 +4,15 @@
 re-run of an attack (`verification`).
 """
 
-from collections.abc import Iterable, Sequence
+import multiprocessing
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from robench.errors import SubmissionError
+from robench.errors import SubmissionError, complaint
 from robench.outcome import Outcome
 from robench.protocol import Protocol
 from robench.result import Result
@@ -24,6 +28,9 @@ from robench.validation.rules import Rules
 from robench.validation.standing import check_loader, check_plausibility, check_protocol, protocol_of
 
 __all__ = ["Claim", "Finding", "Place", "Report", "Rules", "errors", "examine", "places", "validate"]
+
+WORTH = 50
+"""Claims for which another process is worth its start."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +103,9 @@ def examine(place: Place, rules: Rules) -> tuple[Claim | None, list[Finding]]:
     return Claim(place, submission, result, files.result_sha256, protocol, outcomes), findings
 
 
-def validate(paths: Iterable[Path], *, base: str | None = None, rules: Rules | None = None) -> Report:
+def validate(
+    paths: Iterable[Path], *, base: str | None = None, rules: Rules | None = None, processes: int = 1
+) -> Report:
     """Check the claims at some paths, each by itself and against all others in the same folder of submissions.
 
     Args:
@@ -104,11 +113,12 @@ def validate(paths: Iterable[Path], *, base: str | None = None, rules: Rules | N
       base: a commit; then only claims are checked that the branch changes since it left there, or beside which it puts
         a verdict or a refutation; where it changes claims, it must change nothing else.
       rules: what claims are held to; by default what ships with robench.
+      processes: how many may share the claims, where there are many; the report is the same.
     Raises:
-      SubmissionError: a path is not in a folder of submissions, or git does not know the base.
+      SubmissionError: a path is not in a folder of submissions, git does not know the base, or a process is killed.
     """
     held, findings = rules or Rules.shipped(), []
-    chosen: list[Place] = []
+    named: list[Place] = []
     roots = {root_of(path) for path in paths}
     if len(roots) > 1:
         raise SubmissionError(
@@ -116,18 +126,39 @@ def validate(paths: Iterable[Path], *, base: str | None = None, rules: Rules | N
         )
     for path in paths:
         found, misplaced = places(path)
-        chosen += [place for place in found if place not in chosen]
+        named += found
         findings += misplaced
+    chosen = list(dict.fromkeys(named))
     if base is not None:
         changes = changes_since(base, root_of(next(iter(paths))))
         findings += check_changes(changes)
         changed = {change.claim for change in changes} | {parts_of(change.path) for change in changes}
         chosen = [place for place in chosen if (place.model, place.protocol) in changed]
-    for place in chosen:
-        findings += examine(place, held)[1]
+    for found_there in _examined(chosen, held, processes):
+        findings += found_there
     for root in roots:
         everywhere = places(root)[0]
         findings += check_orphans(root.parent, everywhere)
         findings += check_duplicates(identities(everywhere), set(chosen))
     ordered = sorted(dict.fromkeys(findings), key=lambda each: (each.file, each.code, each.pointer))
     return Report(tuple(chosen), tuple(ordered))
+
+
+def _examined(chosen: Sequence[Place], rules: Rules, processes: int) -> Iterator[list[Finding]]:
+    """What is found about each claim, in their order."""
+    look = partial(_look, rules)
+    workers = min(processes, len(chosen) // WORTH)
+    if workers < 2:
+        yield from map(look, chosen)
+        return
+    fresh = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
+    try:
+        with ProcessPoolExecutor(workers, mp_context=fresh) as pool:
+            yield from pool.map(look, chosen, chunksize=WORTH // 2)
+    except BrokenProcessPool as error:
+        advice = "Check fewer claims at a time, or use `--processes 1`."
+        raise SubmissionError(complaint("validate", "process", "killed", "one that ends by itself", advice)) from error
+
+
+def _look(rules: Rules, place: Place) -> list[Finding]:
+    return examine(place, rules)[1]

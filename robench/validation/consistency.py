@@ -5,6 +5,7 @@ Not here: what they add up to (`arithmetic`).
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 from robench.caveats import caveats_of
 from robench.outcome import Outcome
@@ -36,23 +37,24 @@ def check_consistency(
 
 def _checks(protocol: Protocol, *, native: bool) -> dict[str, Check]:
     """The checks that have a meaning under this protocol, by code."""
-    checks: dict[str, Check] = {"RB501": lambda outcome: _classes(outcome, protocol.data.classes), "RB506": _ended}
+    checks: dict[str, Check] = {"RB501": partial(_classes, classes=protocol.data.classes), "RB506": _ended}
     if protocol.score.asks is not None:  # classes are those most often answered, and margins of mean logits
         return checks
     checks["RB502"] = _clean
     if protocol.attack is None:
         return checks
     last = protocol.score.steps[-1] if protocol.score.scoring == "last iterate" else None
-    checks["RB503"] = lambda outcome: _broken(outcome, last)
-    checks["RB504"] = lambda outcome: _robust(outcome, last, native=native)
+    checks["RB503"] = partial(_broken, last=last)
+    checks["RB504"] = partial(_robust, last=last, native=native)
     steps = protocol.attack.settings.get("steps") if protocol.attack.kind == "pgd" else None  # others count queries
     most = steps if isinstance(steps, int) else None
-    checks["RB505"] = lambda outcome: _steps(outcome, protocol.score.stages, most)
+    checks["RB505"] = partial(_steps, stages=protocol.score.stages, most=most)
     return checks
 
 
 def _classes(outcome: Outcome, classes: int) -> tuple[str, str] | None:
-    if outcome.error or all(0 <= each < classes for each in (outcome.label, outcome.clean, outcome.attacked)):
+    named = outcome.label, outcome.clean, outcome.attacked
+    if outcome.error or (min(named) >= 0 and max(named) < classes):
         return None
     return shown(f"classes {outcome.label}, {outcome.clean}, {outcome.attacked}"), f"0 to {classes - 1}"
 
@@ -102,6 +104,7 @@ def _robust(outcome: Outcome, last: int | None, *, native: bool) -> tuple[str, s
 def _steps(outcome: Outcome, stages: Sequence[str] | None, most: int | None) -> tuple[str, str] | None:
     if outcome.stage and stages and outcome.stage not in stages:
         return shown(outcome.stage), f"one of {', '.join(stages)}"
-    if any(step < 0 or (most is not None and step > most) for step in outcome.fooled_at):
-        return shown(f"steps {outcome.fooled_at}"), f"steps from 0 to {most}" if most is not None else "steps from 0"
+    steps = outcome.fooled_at
+    if steps and (min(steps) < 0 or (most is not None and max(steps) > most)):
+        return shown(f"steps {steps}"), f"steps from 0 to {most}" if most is not None else "steps from 0"
     return None

@@ -7,7 +7,7 @@ claim alone.
 
 import csv
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -87,6 +87,13 @@ def distance(first: Sequence[float] | None, second: Sequence[float] | None) -> f
     return math.sqrt(max(0.0, 2 - 2 * sum(map(mul, first, second))))
 
 
+def near(first: Sequence[float] | None, second: Sequence[float] | None, most: float) -> bool:
+    """Whether the distance is below `most`; most pairs are told apart by their first number alone."""
+    if first and second and abs(first[0] - second[0]) >= most:
+        return False
+    return distance(first, second) < most
+
+
 def identities(places: Iterable[Place]) -> list[Identity]:
     """Those of all claims that can be read."""
     found = []
@@ -140,12 +147,12 @@ def _same_functions(ordered: Sequence[Identity], checked: Collection[Place]) -> 
                 yield Finding(
                     "RB803", file, "/model/fingerprint", f"that of {other.place.file()}", "answers of its own"
                 )
-            near = next(
+            like = next(
                 (known for known in same_protocol[each.place.protocol] if _margins_of_another(each, known)), None
             )
-            if near is not None and near.result.outcomes.sha256 != each.result.outcomes.sha256:
+            if like is not None and like.result.outcomes.sha256 != each.result.outcomes.sha256:
                 table = each.place.file(OUTCOMES)
-                yield Finding("RB804", table, "", f"nearly the margins of {near.place.file()}", "margins of its own")
+                yield Finding("RB804", table, "", f"nearly the margins of {like.place.file()}", "margins of its own")
         models.setdefault(each.name, each)
         same_protocol[each.place.protocol].append(each)
 
@@ -154,38 +161,38 @@ def _function_of_another(each: Identity, other: Identity) -> bool:
     """Whether two names stand for the same answers, from weights that differ."""
     if each.name == other.name or (each.state is not None and each.state == other.state):
         return False
-    if distance(each.function, other.function) >= SAME:
+    if not near(each.function, other.function, SAME):
         return False
     return sum(a != b for a, b in zip(each.classes, other.classes, strict=True)) <= len(each.classes) // 16
 
 
 def _margins_of_another(each: Identity, other: Identity) -> bool:
-    if each.name == other.name or distance(each.few_margins, other.few_margins) >= 2 * SAME:
+    if each.name == other.name or not near(each.few_margins, other.few_margins, 2 * SAME):
         return False
-    return distance(each.margins(), other.margins()) < SAME
+    return near(each.margins(), other.margins(), SAME)
 
 
 def _remarkable(ordered: Sequence[Identity], checked: Collection[Place]) -> Iterator[Finding]:
     """Claims far above all others, and by other attack code than all others."""
     same_protocol: Mapping[str, list[Identity]] = defaultdict(list)
     for each in ordered:
-        same_protocol[each.place.protocol].append(each)
+        if each.result.metrics:  # of a malformed claim, there may be none
+            same_protocol[each.place.protocol].append(each)
     for claims in same_protocol.values():
+        leaders = sorted(claims, key=lambda each: each.result.headline.value)[-2:]
+        revisions = Counter(each.result.attack_revision for each in claims)
         for each in claims:
-            others = [other.result for other in claims if other.name != each.name]
-            if each.place not in checked or not others:
-                continue
-            file, best = each.place.file(RESULT), max(other.headline.value for other in others)
-            if each.result.headline.value > best + POINTS:
-                index = len(each.result.metrics) - 1
-                yield Finding(
-                    "RB602",
-                    file,
-                    f"/metrics/{index}/value",
-                    f"{each.result.headline.value}",
-                    f"about {best}, the best so far",
-                )
-            revisions = {other.attack_revision for other in others}
-            if each.result.attack_revision not in revisions:
-                known = ", ".join(map(str, sorted(revisions)))
-                yield Finding("RB605", file, "/attack_revision", f"{each.result.attack_revision}", known)
+            if each.place in checked and len(claims) > 1:
+                rival = next(other for other in reversed(leaders) if other is not each)
+                others = revisions - Counter([each.result.attack_revision])
+                yield from _beyond(each, rival.result.headline.value, sorted(others))
+
+
+def _beyond(each: Identity, best: float, revisions: Sequence[int]) -> Iterator[Finding]:
+    """A claim against the best value and the attack revisions of all others under its protocol."""
+    file, headline, revision = each.place.file(RESULT), each.result.headline.value, each.result.attack_revision
+    if headline > best + POINTS:
+        pointer = f"/metrics/{len(each.result.metrics) - 1}/value"
+        yield Finding("RB602", file, pointer, f"{headline}", f"about {best}, the best so far")
+    if revision not in revisions:
+        yield Finding("RB605", file, "/attack_revision", f"{revision}", ", ".join(map(str, revisions)))

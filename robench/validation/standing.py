@@ -59,11 +59,12 @@ def check_plausibility(
     if times > ONE_CLASS * len(outcomes):
         found = f"class {shown(prediction)} for {times} of {len(outcomes)}"
         yield Finding("RB601", place.file(OUTCOMES), "", found, f"at most {ONE_CLASS:.0%} for one class")
-    clean, headline = result.clean, result.headline
-    attacked = protocol.attack is not None and clean.denominator == headline.denominator
-    if attacked and clean.numerator == headline.numerator > 0:
-        found = f"{headline.numerator} robust of {clean.numerator} right"
-        yield Finding("RB603", where, f"/metrics/{len(result.metrics) - 1}", found, "some that the attack breaks")
+    clean = next((metric for metric in result.metrics if metric.name == "clean"), None)
+    if protocol.attack is not None and clean is not None:
+        headline = result.headline
+        if clean.denominator == headline.denominator and clean.numerator == headline.numerator > 0:
+            found = f"{headline.numerator} robust of {clean.numerator} right"
+            yield Finding("RB603", where, f"/metrics/{len(result.metrics) - 1}", found, "some that the attack breaks")
     if result.environment.get("git_dirty") == "yes":
         yield Finding("RB604", where, "/environment/git_dirty", "yes", "no")
 

@@ -381,7 +381,7 @@ def test_the_comment_shows_findings_and_neighbours(repository: Path) -> None:
     code, text, _ = _invoke("comment", "report.json")
     assert code == 0
     assert text.startswith("<!-- robench -->\n**1 claim, valid.**\n")
-    assert "delta under mini-pgd-linf&#64;1, rank 4" in text
+    assert "delta under mini-pgd-linf@1, rank 4" in text
     assert "\n| beta | " in text
 
 

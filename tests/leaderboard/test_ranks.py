@@ -22,6 +22,14 @@ def test_the_critical_count_is_the_last_significant_one(total: int) -> None:
     assert critical(total) == (significant[-1] if significant else -1)
 
 
+@pytest.mark.parametrize("total", [1025, 5000])
+def test_many_examples_on_which_models_differ_are_tested_exactly(total: int) -> None:
+    """More than the exponent of a float holds."""
+    last = critical(total)
+    assert stats.binomtest(last, total, 0.5).pvalue < LEVEL <= stats.binomtest(last + 1, total, 0.5).pvalue
+    assert more_examples((1 << total) - 1, 0)
+
+
 def test_ranks_by_hand() -> None:
     """Better means larger by more than one."""
     assert rank_intervals([5, 4, 1, 9], lambda a, b: a > b + 1) == [(2, 3), (2, 3), (4, 4), (1, 1)]

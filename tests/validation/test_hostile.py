@@ -329,6 +329,20 @@ def test_strange_content_is_found(name: str, tmp_path: Path) -> None:
     assert set(examine_folder(place.folder)) == expected
 
 
+@pytest.mark.parametrize("kept", [[], ["robust@5"], ["clean"]], ids=["none", "no clean one", "only the clean one"])
+def test_metrics_that_are_left_out_are_found(kept: list[str], tmp_path: Path) -> None:
+    """Beside an honest claim, with which the malformed one is compared."""
+    claim(tmp_path, "honest", rules=RULES, seed=1)
+    place = claim(tmp_path, rules=RULES)
+    content = json.loads(HONEST[RESULT])
+    metrics = [metric for metric in content["metrics"] if metric["name"] in kept]
+    assert len(metrics) == len(kept)
+    (place.folder / RESULT).write_bytes(_put(("metrics",), metrics))
+    codes = examine_folder(tmp_path)
+    assert "RB405" in codes
+    assert set(codes) - {"RB405"} <= {"RB602", "RB603"}  # what is remarkable depends on the last of those kept
+
+
 def test_an_unknown_key_gets_advice(tmp_path: Path) -> None:
     place = claim(tmp_path, rules=RULES)
     (place.folder / TOML).write_bytes(HONEST[TOML].replace(b"licence", b"license"))
