@@ -70,6 +70,12 @@ class Measurement:
         """How many times faster ours is."""
         return self.theirs_seconds / self.ours_seconds
 
+    def line(self, against: str) -> str:
+        """The seconds of both sides in one line, and that they are not valid, where they are not."""
+        found = f"{self.name}, {self.model}, {self.examples} images: {self.ours_seconds:.3g} s"
+        found += f", {against} {self.theirs_seconds:.3g} s, {self.ratio:.2f} times as fast"
+        return f"{found}; NOT VALID, see why above" if self.doubts else found
+
     def content(self) -> dict[str, Any]:
         """All of it, as one flat object."""
         own = {key: value for key, value in vars(self).items() if key not in ("details", "doubts")}

@@ -42,14 +42,15 @@ def bench(
         err.print(f"not valid: {doubt}", style="red", markup=False)
     content = found.content()
     if json:
+        err.print(found.line(chosen.against), markup=False, soft_wrap=True)
         print_json(content)
         return
-    title = f"{found.name} beside {chosen.against}, {found.model}, {found.examples} images"
-    table = Table("what", Column("found", overflow="fold"), title=Text(title), title_justify="left")
+    table = Table("what", Column("found", overflow="fold"))
     for key, value in content.items():
         if key not in ("name", "model", "examples", "doubts"):
             table.add_row(key.replace("_", " "), Text(_shown(value)))
     out.print(table)
+    out.print(found.line(chosen.against), markup=False, soft_wrap=True)
 
 
 def _shown(value: object) -> str:

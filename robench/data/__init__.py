@@ -131,33 +131,35 @@ def open_source(
       DataError: there is nothing to read, or ids, labels or shapes are wrong.
     """
     decoder = Decoder(resize, crop, workers)
-    source: Source
     if cells and data is None and name in MADE_IN_CELLS:
         source = MADE_IN_CELLS[name](cells)
     elif cells and (data is None or isinstance(data, str | Path)):
         root = _place(name) if data is None else Path(data)
         where = Path(clean) if clean is not None else None
         source = open_cells(name, root, decoder, cells=cells, clean=where, limit=limit)
-    elif data is None:
-        source = _own_data(name, decoder, limit)
-    elif is_on_hub(data):
-        source = _from_hub(name, str(data), decoder, limit)
-    elif isinstance(data, str | Path):
-        root, reader = Path(data), READERS.get(name)
-        named = reader(root, decoder, limit=limit, any_classes=True) if reader is not None else None
-        source = named or open_folder(root, decoder)
-    elif isinstance(data, tuple) and len(data) == 2:
-        source = ArraySource(*data)
-    elif isinstance(data, Source):
-        source = data
     else:
-        expected = "a folder, `hf-hub:org/name`, a pair (images, labels), or a robench.data.Source"
-        raise DataError(complaint("robench", "data", type(data).__name__, expected))
+        source = _own_data(name, decoder, limit) if data is None else _given_data(name, data, decoder, limit)
     if cells and not isinstance(source, Views):
         found, expected = type(data).__name__, "a folder or a source with views: it is seen in cells"
         raise DataError(complaint("robench", "data", found, expected))
     check_source(source, where=source.name)
     return source
+
+
+def _given_data(name: str, data: Any, decoder: Decoder, limit: int | None) -> Source:
+    """The examples of `data=`; see `open_source`."""
+    if is_on_hub(data):
+        return _from_hub(name, str(data), decoder, limit)
+    if isinstance(data, str | Path):
+        if name in READERS:
+            return READERS[name](Path(data), decoder, limit=limit, any_classes=True)
+        return open_folder(Path(data), decoder)
+    if isinstance(data, tuple) and len(data) == 2:
+        return ArraySource(*data)
+    if isinstance(data, Source):
+        return data
+    expected = "a folder, `hf-hub:org/name`, a pair (images, labels), or a robench.data.Source"
+    raise DataError(complaint("robench", "data", type(data).__name__, expected))
 
 
 def _place(name: str) -> Path:

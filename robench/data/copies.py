@@ -191,7 +191,7 @@ def reason_of(error: Exception) -> str:
 
 
 def generated_by(root: Path) -> str | None:
-    """The path of the manifest of a tree, in its root or up to three folders above; None where it has none."""
+    """Name of the manifest of a tree, in its root or up to three folders above; None where it has none."""
     for folder in (root, *root.parents[:3]):
         for name in MANIFESTS:
             if (folder / name).is_file():

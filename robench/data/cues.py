@@ -61,11 +61,11 @@ def open_cues(root: Path, decoder: Decoder, *, limit: int | None, any_classes: b
     if missing and limit is None:
         found = f"{len(missing)} of 16 missing ({first_few(missing, 16)})"
         raise DataError(complaint(str(root), "categories", found, "a folder for each category", "Complete the data."))
-    found_pairs = {file: _parse(tree, file, names) for file in files}
-    examples = [FileExample(file.split("/")[1], shape, file) for file, (shape, _) in found_pairs.items()]
-    textures = {file.split("/")[1]: texture for file, (_, texture) in found_pairs.items()}
+    pairs = {file: _parse(tree, file, names) for file in files}
+    examples = [FileExample(Path(file).name, shape, file) for file, (shape, _) in pairs.items()]
+    textures = {Path(file).name: texture for file, (_, texture) in pairs.items()}
     ordered = in_order_of_hash(examples, where=str(root))
-    return CueSource("cue-conflict", tree.root, ordered, names, decoder, tree=tree, textures_by_id=textures)
+    return CueSource("cue-conflict", tree, ordered, names, decoder, textures_by_id=textures)
 
 
 def _parse(tree: Tree, file: str, names: list[str]) -> tuple[int, int]:

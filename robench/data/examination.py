@@ -86,19 +86,13 @@ def _missing(source: Source) -> Sequence[FileExample]:
 def _missing_classes(source: Source, there: Sequence[int]) -> list[str]:
     """Names of the classes without an example; of a list, only those that occur in it."""
     found = {source.labels[position] for position in there}
-    if isinstance(source, FileSource) and source.missing is not None:
+    if not isinstance(source, FileSource):
+        return [str(label) for label in range(source.classes or 0) if label not in found]
+    if source.missing is not None:
         wanted = {example.label for example in source.missing}
     else:
-        wanted = set(source.wanted if isinstance(source, FileSource) and source.wanted else range(_classes(source)))
-    names = (
-        source.class_names if isinstance(source, FileSource) else [str(label) for label in range(max(wanted | {0}) + 1)]
-    )
-    return [names[label] for label in sorted(wanted - found)]
-
-
-def _classes(source: Source) -> int:
-    """How many classes there should be."""
-    return len(source.class_names) if isinstance(source, FileSource) else source.classes or 0
+        wanted = set(source.wanted or range(len(source.class_names)))
+    return [source.class_names[label] for label in sorted(wanted - found)]
 
 
 def _why_unreadable(image: Tensor | Unreadable, example: str) -> str:

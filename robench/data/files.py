@@ -7,18 +7,17 @@ import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 
 from torch import Tensor
 
 from robench.data.decoding import Decoder, ImageFile
 from robench.data.source import Unreadable
-from robench.data.trees import FolderTree, Tree
+from robench.data.trees import Tree
 
 
 @dataclass(frozen=True)
 class FileExample:
-    """An example, and the path of its file relative to the root of the data."""
+    """An example, and the path of its file in the tree of the data."""
 
     id: str
     label: int
@@ -31,25 +30,23 @@ class FileSource:
 
     Attributes:
       name: what to call the source in results.
-      root: folder that the files' paths start from.
+      tree: where the files lie.
       examples: in protocol order.
       class_names: what the classes are called.
       decoder: how files become images.
-      tree: where the files lie, if not in a folder.
-      wanted: labels that should occur; None: all classes.
       missing: the examples that should be there and have no file; they may be among `examples`, where
         they are unreadable. None: nothing says what should be there.
+      wanted: labels that should occur; None: all classes.
       reference: what names the data on the Hub, with its commit; None: they are only a folder.
       generated: name of the manifest that says how robench made the images; None: it did not.
     """
 
     name: str
-    root: Path
+    tree: Tree = field(repr=False)
     examples: Sequence[FileExample] = field(repr=False)
     class_names: Sequence[str] = field(repr=False)
     decoder: Decoder
     missing: Sequence[FileExample] | None = field(default=None, repr=False)
-    tree: Tree | None = field(default=None, repr=False)
     wanted: Sequence[int] | None = field(default=None, repr=False)
     reference: str | None = None
     generated: str | None = None
@@ -70,18 +67,12 @@ class FileSource:
     @property
     def content_sha256(self) -> str:
         """SHA-256 of ids and sizes of the files: most other images under the same ids differ in size."""
-        tree = self._tree
-        lines = (f"{example.id}|{tree.size(example.file)}" for example in self.examples)
+        lines = (f"{example.id}|{self.tree.size(example.file)}" for example in self.examples)
         return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
-        tree = self._tree
-        return self.decoder.images(tree.file(self.examples[position].file) for position in positions)
+        return self.decoder.images(self.file(position) for position in positions)
 
     def file(self, position: int) -> ImageFile:
         """The file of an example."""
-        return self._tree.file(self.examples[position].file)
-
-    @property
-    def _tree(self) -> Tree:
-        return self.tree or FolderTree(self.root)
+        return self.tree.file(self.examples[position].file)

@@ -5,7 +5,7 @@ from pathlib import Path
 from robench.data.decoding import Decoder
 from robench.data.files import FileExample, FileSource
 from robench.data.source import by_hash, check_ids
-from robench.data.trees import contents_of
+from robench.data.trees import FolderTree, contents_of
 from robench.errors import DataError, complaint
 
 
@@ -29,7 +29,7 @@ def open_folder(root: Path, decoder: Decoder) -> FileSource:
     if not examples:
         advice = f"Lay the images out as {root}/<class>/<name>.png."
         raise DataError(complaint(str(root), "data", "empty", "images in one sub-folder per class", advice))
-    return FileSource("folder", root, in_order_of_hash(examples, where=str(root)), folders, decoder)
+    return FileSource("folder", FolderTree(root), in_order_of_hash(examples, where=str(root)), folders, decoder)
 
 
 def in_order_of_hash(examples: list[FileExample], *, where: str) -> list[FileExample]:

@@ -10,7 +10,6 @@ answers (`robench.hub`).
 
 import dataclasses
 import json
-import os
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +22,8 @@ from robench.data.files import FileExample, FileSource
 from robench.data.folder import in_order_of_hash
 from robench.data.imagenet import open_imagenet, open_validation
 from robench.data.imagenet.listing import id_of, listed, validation
+from robench.data.trees import FolderTree
+from robench.data.writing import written_whole
 from robench.errors import DataError, complaint, first_few
 from robench.hub import LIBRARY, Hub, Snapshot, is_commit, open_snapshot, parse
 
@@ -129,7 +130,7 @@ def open_hub(reference: str, decoder: Decoder, *, split: str | None = None) -> F
     named = len(paths) == len(kept.rows)
     examples = [FileExample((named and row.path) or row.file, int(row.label), row.file) for row in kept.rows]
     ordered = in_order_of_hash(examples, where=reference)
-    return FileSource("hub", kept.folder, ordered, kept.classes, decoder, reference=kept.reference)
+    return FileSource("hub", FolderTree(kept.folder), ordered, kept.classes, decoder, reference=kept.reference)
 
 
 def kept_rows(reference: str, *, split: str | None = None, by_wnid: bool = False) -> Kept:
@@ -286,10 +287,9 @@ def _missing(folder: Path, wanted: Collection[str]) -> set[str]:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """The file is there whole or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # another process may fetch the same
-    temporary.write_bytes(content)
-    temporary.replace(path)
+    """Thousands of files that can be fetched again need not be flushed."""
+    with written_whole(path, flush=False) as temporary:
+        temporary.write_bytes(content)
 
 
 def _bar(name: str, total: int | None) -> Any:

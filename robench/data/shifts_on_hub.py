@@ -8,14 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from robench.data.decoding import Decoder
-from robench.data.files import FileExample, FileSource
-from robench.data.folder import in_order_of_hash
+from robench.data.files import FileSource
 from robench.data.hub import kept_rows
-from robench.data.imagenet.columns import classes_of, missing_from
 from robench.data.imagenet.listing import wnids
-from robench.data.imagenet.shifts import LISTED, SHIFTS
-from robench.data.imagenet.subsets import subset
-from robench.errors import DataError, complaint, first_few
+from robench.data.imagenet.shifts import SHIFTS, examples_of
+from robench.data.trees import FolderTree
 from robench.hub import Hub, open_snapshot, parse
 
 
@@ -30,25 +27,12 @@ def open_shift_on_hub(name: str, reference: str, decoder: Decoder, *, limit: int
     Raises:
       DataError: the data set cannot be had, or its classes cannot be told or are missing.
     """
-    rows = kept_rows(reference, by_wnid=True)
-    classes = SHIFTS[name].classes
-    allowed = subset(classes) if classes is not None else range(len(wnids()))
+    kept = kept_rows(reference, by_wnid=True)
     where = parse(reference, "dataset").reference
-    labels = classes_of([row.label for row in rows.rows], rows.classes, allowed, where=where)
-    missing = missing_from(labels, allowed)
-    if missing and limit is None:
-        found = f"{len(missing)} of {len(allowed)} missing ({first_few(missing, LISTED)})"
-        raise DataError(
-            complaint(where, "classes", found, "images of each class", "Take a whole copy, or give `limit`.")
-        )
-    ids = [f"{wnids()[label]}/{Path(row.path or row.file).name}" for row, label in zip(rows.rows, labels, strict=True)]
-    if len(set(ids)) != len(ids):  # names that repeat
-        ids = [f"{wnids()[label]}/{row.file}" for row, label in zip(rows.rows, labels, strict=True)]
-    examples = [
-        FileExample(example, label, row.file) for example, label, row in zip(ids, labels, rows.rows, strict=True)
-    ]
-    ordered = in_order_of_hash(examples, where=where)
-    return FileSource(name, rows.folder, ordered, wnids(), decoder, wanted=allowed, reference=rows.reference)
+    rows = [(Path(row.path or row.file).name, row.label, row.file) for row in kept.rows]
+    examples = examples_of(name, rows, kept.classes, where=where, whole=limit is None)
+    wanted, tree = SHIFTS[name].labels, FolderTree(kept.folder)
+    return FileSource(name, tree, examples, wnids(), decoder, wanted=wanted, reference=kept.reference)
 
 
 def open_archive_on_hub(reference: str, read: Callable[[Path], FileSource]) -> FileSource:

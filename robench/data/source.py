@@ -5,6 +5,7 @@ Not here: any data set (one file each, listed in `robench.data.CATALOGUE`).
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
@@ -118,7 +119,7 @@ def check_source(source: Source, *, where: str) -> None:
         found = f"{len(source.labels)} for {len(source.ids)} examples"
         raise DataError(complaint(where, "labels", found, "one label for each example"))
     if len(set(source.ids)) != len(source.ids):
-        twice = next(example for example in source.ids if list(source.ids).count(example) > 1)
+        twice = Counter(source.ids).most_common(1)[0][0]
         raise DataError(complaint(where, "ids", f"not unique ({twice!r} twice)", "an id of its own for each example"))
     check_ids(source.ids, where=where)
     limit = source.classes if source.classes is not None else max(source.labels) + 1

@@ -4,6 +4,7 @@ Not here: which data set lies in it.
 """
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +28,7 @@ class Tree(Protocol):
         """Names of the sub-folders and of the images of a folder, sorted; hidden ones are left out.
 
         Raises:
-          DataError: the folder cannot be read.
+          DataError: the folder cannot be read, or two archives have the same image.
         """
         ...
 
@@ -75,7 +76,11 @@ class ArchiveTree:
         return self._paths[0] if len(self._paths) == 1 else self._paths[0].parent
 
     def contents(self, at: str = "") -> tuple[list[str], list[str]]:
-        found = {name for archive in self._archives for name in self._images(archive, at)}
+        found = [name for archive in self._archives for name in self._images(archive, at)]
+        if len(set(found)) != len(found):
+            twice = Counter(found).most_common(1)[0][0]
+            what, advice = f"{at}/{twice}".lstrip("/") + " in two of them", "Remove one, or read them one by one."
+            raise DataError(complaint(str(self.root), "archives", what, "each image in one archive", advice))
         return sorted(self._folders.get(at, ())), sorted(found)
 
     def file(self, path: str) -> ImageFile:

@@ -10,13 +10,17 @@ from pathlib import Path
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write to; at the end it is flushed to the disk and renamed, after an error removed."""
+def written_whole(path: Path, *, flush: bool = True) -> Iterator[Path]:
+    """A path beside `path` to write to; at the end it is flushed to the disk and renamed, after an error removed.
+
+    Without `flush` a crash of the machine, not of the process, may leave an empty file.
+    """
     temporary = path.with_name(f".{path.name[:200]}.{os.getpid()}.tmp")  # a file name has at most 255 bytes
     try:
         yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
+        if flush:
+            with temporary.open("rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def test_the_content_is_one_flat_object() -> None:
     assert content["valid"] is False
     assert content["doubts"] == ["Busy."]
     assert content["steps"] == 40
+    assert found.line("foolbox") == "pgd, m, 4 images: 2 s, foolbox 5 s, 2.50 times as fast; NOT VALID, see why above"
+    assert dataclasses.replace(found, doubts=()).line("foolbox").endswith("5 s, 2.50 times as fast")
     assert not any(isinstance(value, dict) for value in content.values())
 
 

@@ -605,6 +605,9 @@ def test_a_bench_prints_one_object_and_says_when_it_is_not_valid(monkeypatch: py
     assert code == 0
     assert "not valid: The machine was busy: the load average was 9.00 at the start." in stderr
     assert found["valid"] is False
+    ours, theirs = (f"{found[key]:.3g} s" for key in ("ours_seconds", "theirs_seconds"))
+    line = f"pgd, mini-resnet-adv, 16 images: {ours}, foolbox {theirs}, {found['ratio']:.2f} times as fast"
+    assert f"{line}; NOT VALID, see why above\n" in stderr
     wanted = "name examples ours_seconds theirs_seconds ratio ours_robust theirs_robust verdicts_differ overhead"
     assert set(wanted.split()) <= set(found)
     assert (found["name"], found["model"], found["examples"]) == ("pgd", "mini-resnet-adv", 16)

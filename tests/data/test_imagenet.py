@@ -117,7 +117,7 @@ def test_all_layouts_are_the_protocols_data(layouts: dict[str, Path], tmp_path: 
         assert ids_digest(source.ids) == load_protocol("pgd-linf@1").data.ids_sha256
         assert source.labels == list(listed().values())
         assert (source.name, source.classes, source.missing) == ("imagenet", 1000, [])
-        assert Path(source.root / source.examples[0].file).is_file()
+        assert Path(source.tree.root / source.examples[0].file).is_file()
         contents.add(source.content_sha256)
     assert len(contents) == 1
 

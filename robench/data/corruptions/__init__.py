@@ -49,9 +49,8 @@ SMALLEST = 32
 """Shortest side of an image, in pixels: the published settings mean nothing below."""
 Scale = Literal["imagenet", "tiny"]
 """Which published settings: for photographs of 224 pixels, or for images of 64."""
-_AT_A_TIME = {"cpu": 4 * 224 * 224}
+_AT_A_TIME, _AT_A_TIME_ON_GPU = 4 * 224 * 224, 128 * 224 * 224
 """Pixels that are corrupted together: few on a CPU, so that they stay in its cache."""
-_AT_A_TIME_ELSEWHERE = 128 * 224 * 224
 
 Settings = tuple[tuple[float, ...], ...]
 
@@ -233,6 +232,22 @@ def corrupt(
       100
     """
     check_order([name], [severity], scale=scale, ice=ice)
+    _check_images(images, ids)
+    if not len(images):
+        return images.clone()
+    corruption = CATALOGUE[name]
+    settings = (corruption.imagenet if scale == "imagenet" else corruption.tiny)[severity - 1]
+    apply = partial(corruption.apply, ice=ice) if name == "frost" else corruption.apply
+    at_a_time = _AT_A_TIME if images.device.type == "cpu" else _AT_A_TIME_ON_GPU
+    together = max(1, at_a_time // images[0, 0].numel())
+    parts = [
+        apply(part, draws_of(ids[start : start + together], name, severity, seed, part.device), *settings)
+        for start, part in zip(range(0, len(images), together), torch.split(images, together), strict=True)
+    ]
+    return torch.cat(parts)
+
+
+def _check_images(images: Tensor, ids: Sequence[str]) -> None:
     if not (isinstance(images, Tensor) and images.dtype == torch.uint8 and images.ndim == 4 and images.shape[1] == 3):
         is_tensor = isinstance(images, Tensor)
         found = f"{images.dtype} of shape {tuple(images.shape)}" if is_tensor else type(images).__name__
@@ -242,17 +257,6 @@ def corrupt(
         raise DataError(complaint("corrupt", "images", found, f"at least {SMALLEST} pixels a side"))
     if len(ids) != len(images):
         raise DataError(complaint("corrupt", "ids", f"{len(ids)} names", f"one for each of {len(images)} images"))
-    if not len(images):
-        return images.clone()
-    corruption = CATALOGUE[name]
-    settings = (corruption.imagenet if scale == "imagenet" else corruption.tiny)[severity - 1]
-    apply = partial(corruption.apply, ice=ice) if name == "frost" else corruption.apply
-    together = max(1, _AT_A_TIME.get(images.device.type, _AT_A_TIME_ELSEWHERE) // images[0, 0].numel())
-    parts = [
-        apply(part, draws_of(ids[start : start + together], name, severity, seed, part.device), *settings)
-        for start, part in zip(range(0, len(images), together), torch.split(images, together), strict=True)
-    ]
-    return torch.cat(parts)
 
 
 def draws_of(ids: Sequence[str], name: str, severity: int, seed: int = 0, device: torch.device | str = "cpu") -> Draws:

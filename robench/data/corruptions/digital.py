@@ -6,6 +6,7 @@ Not here: saturation (`extra.py`).
 from collections.abc import Callable
 from functools import lru_cache
 from io import BytesIO
+from typing import Literal
 
 import numpy as np
 import torch
@@ -69,7 +70,7 @@ def _affine(moves: Tensor, height: int, width: int) -> Tensor:
     return back
 
 
-def _sample(images: Tensor, x: Tensor, y: Tensor, edge: str) -> Tensor:
+def _sample(images: Tensor, x: Tensor, y: Tensor, edge: Literal["pixel", "half"]) -> Tensor:
     """Bilinear values at these places; the image is mirrored at its outermost pixels, or half a pixel beyond."""
     height, width = images.shape[2:]
     if edge == "pixel":

@@ -4,15 +4,16 @@ Images are found by name: in sub-folders named by wnid, or flat, in a folder or 
 where it lies (`locations.py`).
 """
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from robench.data.decoding import Decoder
 from robench.data.files import FileExample, FileSource
 from robench.data.folder import in_order_of_hash, open_folder
+from robench.data.imagenet.columns import classes_of
 from robench.data.imagenet.labels import LABELS, read_labels
-from robench.data.imagenet.listing import id_of, listed, validation, wnids
+from robench.data.imagenet.listing import classes_by_wnid, id_of, is_wnid, listed, validation, wnids
+from robench.data.imagenet.samples import class_numbers
 from robench.data.trees import FolderTree, SubTree, Tree, open_tree
 from robench.errors import DataError, complaint, first_few
 
@@ -20,7 +21,6 @@ __all__ = ["open_imagenet", "open_validation"]
 
 _PLACES = ("ILSVRC/Data/CLS-LOC/val", "Data/CLS-LOC/val", "val")
 """Where the validation set lies in what people download, relative to the root they name."""
-_WNID = re.compile(r"n[0-9]{8}")
 
 
 def open_imagenet(root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> FileSource:
@@ -28,7 +28,8 @@ def open_imagenet(root: Path, decoder: Decoder, *, limit: int | None, any_classe
 
     - Images named `ILSVRC2012_val_*`: the 5,000 of the list, in its order, with its labels.
     - Other images in wnid folders: all of them, by the hash of their ids, labels by wnid.
-    - Other images side by side with a `labels.txt`: the same, labels from there.
+    - Other images side by side with a `labels.txt`, or each with its class number in a `.cls` file: the same, labels
+      from there.
 
     Args:
       root: the folder with the sub-folders or images, or one that contains `val`; a training set beside `val`
@@ -56,7 +57,7 @@ def _open(root: Path, decoder: Decoder, name: str, *, limit: int | None, any_cla
     if not images and folders == ["val"]:  # an archive of the folder
         tree = SubTree(tree, "val")
         folders, images = tree.contents()
-    if any(_WNID.fullmatch(name) for name in folders):
+    if any(map(is_wnid, folders)):
         files = images + in_wnid_folders(tree, folders)
     elif folders and any_classes and isinstance(tree, FolderTree) and not _is_flat(root, images):
         return open_folder(root, decoder)
@@ -82,7 +83,7 @@ def in_wnid_folders(tree: Tree, folders: Sequence[str]) -> list[str]:
     Raises:
       DataError: one is not.
     """
-    known = set(wnids())
+    known = classes_by_wnid()
     unknown = [name for name in folders if name not in known and name != "lost+found"]
     if unknown:
         found = f"{len(unknown)} unknown ({first_few(unknown)})"
@@ -104,7 +105,7 @@ def _listed_images(tree: Tree, files: Sequence[str], decoder: Decoder, name: str
         raise DataError(complaint(str(tree.root), "images", what, expected, advice if there else ""))
     wanted = whole[:limit]
     examples = whole if all(example.id in found for example in wanted) else there
-    return FileSource(name, tree.root, examples, wnids(), decoder, missing, tree)
+    return FileSource(name, tree, examples, wnids(), decoder, missing)
 
 
 def by_id(root: Path, files: Sequence[str]) -> dict[str, str]:
@@ -126,12 +127,17 @@ def _foreign_images(tree: Tree, files: Sequence[str], decoder: Decoder) -> FileS
     root = tree.root
     flat = [file for file in files if "/" not in file]
     if len(flat) == len(files):
-        labels = read_labels(root, flat)
+        numbers = class_numbers(tree, flat)
+        labels = _by_number(flat, numbers, str(root)) if numbers is not None else read_labels(root, flat)
     elif flat:
         found = f"{len(flat)} beside the sub-folders ({first_few(flat)})"
         raise DataError(complaint(str(root), "images", found, "all images in sub-folders, or none"))
     else:
-        rank = {wnid: label for label, wnid in enumerate(wnids())}
-        labels = {file: rank[file.split("/")[0]] for file in files}
+        labels = {file: classes_by_wnid()[file.split("/")[0]] for file in files}
     examples = [FileExample(file, label, file) for file, label in labels.items()]
-    return FileSource("folder", root, in_order_of_hash(examples, where=str(root)), wnids(), decoder, tree=tree)
+    return FileSource("folder", tree, in_order_of_hash(examples, where=str(root)), wnids(), decoder)
+
+
+def _by_number(files: Sequence[str], numbers: Sequence[int], where: str) -> dict[str, int]:
+    """Label of each file, whose number is that of a class of ImageNet-1k."""
+    return dict(zip(files, classes_of(numbers, [], range(len(wnids())), where=where), strict=True))

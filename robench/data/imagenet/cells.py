@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import overload
 
 import torch
 from torch import Tensor
@@ -18,7 +17,7 @@ from robench.data.decoding import Decoder, ImageFile
 from robench.data.files import FileExample, FileSource
 from robench.data.folder import in_order_of_hash
 from robench.data.imagenet import by_id, in_wnid_folders, open_imagenet, open_validation
-from robench.data.imagenet.listing import id_of, listed, validation, wnids
+from robench.data.imagenet.listing import classes_by_wnid, id_of, listed, validation, wnids
 from robench.data.imagenet.shifts import LISTED
 from robench.data.source import CLEAN, Unreadable
 from robench.data.trees import SubTree, Tree, open_tree
@@ -81,16 +80,13 @@ class CellSource:
 
     def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
         """The first view of each example, float32 in [0, 1]."""
-        chosen = list(positions)
-        if self.clean is not None:
-            return self.clean.images(chosen)
-        first = next(iter(self.folders.values()))
-        return self.decoder.images([self.tree.file(f"{first}/{self.examples[at].file}") for at in chosen])
+        return self.decoder.images(self.file(position, 0) for position in positions)
 
     def views(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
         """All views of each example, one after the other, uint8, shape (3, H, W)."""
-        chosen = list(positions)
-        pixels = self.decoder.pixels(_Views(self, chosen))
+        count = len(self.view_names)
+        files = (self.file(position, view) for position in positions for view in range(count))
+        pixels = self.decoder.pixels(files)
         return (each if isinstance(each, Unreadable) else torch.from_numpy(each) for each in pixels)
 
     def file(self, position: int, view: int) -> ImageFile:
@@ -104,26 +100,6 @@ class CellSource:
     @cached_property
     def _cells(self) -> Sequence[tuple[Cell, str]]:
         return list(self.folders.items())
-
-
-class _Views(Sequence[ImageFile]):
-    """The files of all views of some examples, named when they are asked for: there may be millions."""
-
-    def __init__(self, source: CellSource, positions: Sequence[int]) -> None:
-        self._source, self._positions, self._count = source, positions, len(source.view_names)
-
-    def __len__(self) -> int:
-        return len(self._positions) * self._count
-
-    @overload
-    def __getitem__(self, at: int) -> ImageFile: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[ImageFile]: ...
-    def __getitem__(self, at: int | slice) -> ImageFile | Sequence[ImageFile]:
-        if isinstance(at, slice):
-            return [self[each] for each in range(*at.indices(len(self)))]
-        example, view = divmod(at, self._count)
-        return self._source.file(self._positions[example], view)
 
 
 def open_cells(
@@ -150,11 +126,8 @@ def open_cells(
     if any(id_of(Path(file).name) for file in files):
         source = _listed(name, tree, files, decoder, folders, limit)
     else:
-        rank = {wnid: label for label, wnid in enumerate(wnids())}
-        examples = in_order_of_hash(
-            [FileExample(file, rank[file.split("/")[0]], file) for file in files], where=str(tree.root)
-        )
-        source = CellSource("folder", tree, examples, folders, decoder)
+        examples = [FileExample(file, classes_by_wnid()[file.split("/")[0]], file) for file in files]
+        source = CellSource("folder", tree, in_order_of_hash(examples, where=str(tree.root)), folders, decoder)
     source = replace(source, generated=generated_by(tree.root / next(iter(folders.values()))))
     return source if clean is None else replace(source, clean=_clean(source, clean, decoder, limit))
 

@@ -10,10 +10,8 @@ import re
 from collections.abc import Iterable, Sequence
 from functools import cache
 
-from robench.data.imagenet.listing import wnids
+from robench.data.imagenet.listing import classes_by_wnid, is_wnid, wnids
 from robench.errors import DataError, complaint, first_few
-
-_WNID = re.compile(r"n[0-9]{8}")
 
 
 def classes_of(values: Sequence[int | str], names: Sequence[str], allowed: Sequence[int], *, where: str) -> list[int]:
@@ -31,14 +29,14 @@ def classes_of(values: Sequence[int | str], names: Sequence[str], allowed: Seque
         by_place = _named(names, allowed, where)
         found = [by_place[int(value)] for value in values]
     elif values and isinstance(values[0], str):
-        by_wnid = {wnid: label for label, wnid in enumerate(wnids())}
-        found = [by_wnid.get(str(value), -1) for value in values]
+        found = [classes_by_wnid().get(str(value), -1) for value in values]
     else:
         numbers = [int(value) for value in values]
         # A set of 200 classes has ranks up to 199; as class numbers, these would be another set.
         ranks = len(allowed) < len(wnids()) and set(numbers) == set(range(len(allowed)))
         found = [allowed[number] for number in numbers] if ranks else numbers
-    foreign = sorted({str(value) for value, label in zip(values, found, strict=True) if label not in set(allowed)})
+    known = set(allowed)
+    foreign = sorted({str(value) for value, label in zip(values, found, strict=True) if label not in known})
     if foreign:
         unknown = f"{len(foreign)} unknown ({first_few(foreign)})"
         raise DataError(complaint(where, "labels", unknown, _expected(allowed), "Is it another set, or a part of it?"))
@@ -47,9 +45,8 @@ def classes_of(values: Sequence[int | str], names: Sequence[str], allowed: Seque
 
 def _named(names: Sequence[str], allowed: Sequence[int], where: str) -> list[int]:
     """The class of each name."""
-    if all(_WNID.fullmatch(name) for name in names):
-        rank = {wnid: label for label, wnid in enumerate(wnids())}
-        return [rank.get(name, -1) for name in names]
+    if all(map(is_wnid, names)):
+        return [classes_by_wnid().get(name, -1) for name in names]
     if all(name.isascii() and name.isdigit() for name in names):
         return [int(name) for name in names]
     found = [[label for label in allowed if _plain(name) & _lemmas()[label]] for name in names]

@@ -20,6 +20,7 @@ _SHA256 = {
 }
 """Of the uncompressed lines, joined by newlines, without a final one."""
 _ID = re.compile(r"ILSVRC2012_val_[0-9]{8}(?![0-9])")
+_WNID = re.compile(r"n[0-9]{8}")
 
 
 def wnids() -> tuple[str, ...]:
@@ -32,6 +33,24 @@ def wnids() -> tuple[str, ...]:
 
 
 @cache
+def classes_by_wnid() -> dict[str, int]:
+    """Class number of each wnid.
+
+    Raises:
+      DataError: the shipped list was changed.
+    Example:
+      >>> classes_by_wnid()["n01440764"], len(classes_by_wnid())
+      (0, 1000)
+    """
+    return {wnid: label for label, wnid in enumerate(wnids())}
+
+
+def is_wnid(name: str) -> bool:
+    """Whether a name has the form of a wnid, of whatever class."""
+    return _WNID.fullmatch(name) is not None
+
+
+@cache
 def listed() -> dict[str, int]:
     """Label of each of the 5,000 images by its id, in protocol order.
 
@@ -41,9 +60,8 @@ def listed() -> dict[str, int]:
       >>> len(listed()), next(iter(listed().items()))
       (5000, ('ILSVRC2012_val_00015253', 979))
     """
-    rank = {wnid: label for label, wnid in enumerate(wnids())}
     pairs = (line.split("/") for line in _lines("val_5000.txt.gz"))
-    return {name.removesuffix(".JPEG"): rank[wnid] for wnid, name in pairs}
+    return {name.removesuffix(".JPEG"): classes_by_wnid()[wnid] for wnid, name in pairs}
 
 
 @cache

@@ -1,18 +1,20 @@
 """Photographs and pictures of ImageNet's classes that are not its own: ImageNet-A, -R, -Sketch, -V2, Stylized-ImageNet.
 
-Labels come from folders' names, wnids or class numbers, never from their order. Not here: ImageNet-C (`cells.py`).
+Labels come from folders' names, wnids or class numbers, never from their order, or from class numbers beside the
+images. Not here: ImageNet-C (`cells.py`).
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 from robench.data.copies import generated_by
 from robench.data.decoding import Decoder
 from robench.data.files import FileExample, FileSource
 from robench.data.folder import in_order_of_hash
-from robench.data.imagenet.listing import wnids
+from robench.data.imagenet.columns import classes_of, missing_from
+from robench.data.imagenet.listing import classes_by_wnid, wnids
+from robench.data.imagenet.samples import class_numbers
 from robench.data.imagenet.subsets import subset
 from robench.data.trees import SubTree, Tree, open_tree
 from robench.errors import DataError, complaint, first_few
@@ -34,6 +36,11 @@ class Shift:
 
     classes: str | None = None
     numbered: bool = False
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Numbers of its classes, rising."""
+        return subset(self.classes) if self.classes is not None else range(len(wnids()))
 
 
 SHIFTS = {
@@ -59,18 +66,19 @@ def open_shift(name: str, root: Path, decoder: Decoder, *, limit: int | None = N
 
     Args:
       name: in `SHIFTS`.
-      root: the folder with the class folders, one up to three above it, or an archive.
+      root: the folder with the class folders, one up to three above it, or an archive; or the tars of samples,
+        `<key>.jpg` and `<key>.cls`, of a mirror.
       decoder: how files become images.
       limit: how many examples are wanted; None: no class may be missing.
     Raises:
-      DataError: there are no class folders, or folders that are no classes of the set, or classes are missing.
+      DataError: images have no classes, or classes that are none of the set, or classes are missing.
     """
     shift = SHIFTS[name]
     what = "numbered 0 to 999" if shift.numbered else "named by wnid (such as n01440764)"
     expected = f"the images of {name}, in sub-folders {what}"
     tree, folders = descend(open_tree(root, expected), lambda folder: _label(folder, shift) is not None)
     if not folders:
-        raise DataError(complaint(str(root), "data", "without class folders", expected))
+        return _open_samples(name, tree, decoder, whole=limit is None, expected=expected)
     labels = _labels(tree, folders, shift, whole=limit is None)
     examples = [
         FileExample(f"{wnids()[label]}/{file}", label, f"{folder}/{file}")
@@ -79,11 +87,49 @@ def open_shift(name: str, root: Path, decoder: Decoder, *, limit: int | None = N
     ]
     if not examples:
         raise DataError(complaint(str(root), "data", "empty", expected))
-    examples = in_order_of_hash(examples, where=str(root))
-    wanted = subset(shift.classes) if shift.classes is not None else range(len(wnids()))
+    ordered = in_order_of_hash(examples, where=str(root))
+    return FileSource(name, tree, ordered, wnids(), decoder, wanted=shift.labels, generated=generated_by(tree.root))
+
+
+def _open_samples(name: str, tree: Tree, decoder: Decoder, *, whole: bool, expected: str) -> FileSource:
+    """A set with class numbers beside its images."""
+    where, (_, images) = str(tree.root), tree.contents()
+    numbers = class_numbers(tree, images)
+    if numbers is None:
+        raise DataError(complaint(where, "data", "without class folders", expected))
+    rows = list(zip(images, numbers, images, strict=True))
+    examples = examples_of(name, rows, [], where=where, whole=whole)
     return FileSource(
-        name, tree.root, examples, wnids(), decoder, tree=tree, wanted=wanted, generated=generated_by(tree.root)
+        name, tree, examples, wnids(), decoder, wanted=SHIFTS[name].labels, generated=generated_by(tree.root)
     )
+
+
+def examples_of(
+    name: str, rows: Sequence[tuple[str, int | str, str]], class_names: Sequence[str], *, where: str, whole: bool
+) -> list[FileExample]:
+    """Examples of a set without class folders, by the hash of their ids `<wnid>/<name>`.
+
+    Args:
+      name: of the set, in `SHIFTS`.
+      rows: of each image its name, what the data set says of its class, and its file.
+      class_names: what class numbers are called; none: they are what they are. See `classes_of`.
+      where: names the data set in messages.
+      whole: whether all classes of the set must occur.
+    Raises:
+      DataError: classes cannot be told, are none of the set, or are missing.
+    """
+    allowed = SHIFTS[name].labels
+    labels = classes_of([said for _, said, _ in rows], class_names, allowed, where=where)
+    missing = missing_from(labels, allowed)
+    if missing and whole:
+        found = f"{len(missing)} of {len(allowed)} missing ({first_few(missing, LISTED)})"
+        advice = "Take a whole copy, or give `limit`."
+        raise DataError(complaint(where, "classes", found, "images of each class", advice))
+    ids = [f"{wnids()[label]}/{called}" for label, (called, _, _) in zip(labels, rows, strict=True)]
+    if len(set(ids)) != len(ids):  # names that repeat
+        ids = [f"{wnids()[label]}/{file}" for label, (_, _, file) in zip(labels, rows, strict=True)]
+    files = [file for _, _, file in rows]
+    return in_order_of_hash(list(map(FileExample, ids, labels, files)), where=where)
 
 
 def descend(tree: Tree, belongs: Callable[[str], bool]) -> tuple[Tree, list[str]]:
@@ -106,17 +152,12 @@ def _label(folder: str, shift: Shift) -> int | None:
     if shift.numbered:
         number = int(folder) if folder.isascii() and folder.isdigit() else -1
         return number if 0 <= number < len(wnids()) else None
-    return _rank().get(folder)
-
-
-@cache
-def _rank() -> dict[str, int]:
-    return {wnid: label for label, wnid in enumerate(wnids())}
+    return classes_by_wnid().get(folder)
 
 
 def _labels(tree: Tree, folders: Sequence[str], shift: Shift, *, whole: bool) -> dict[str, int]:
     """Class of each folder, all of which are classes of the set; as a whole, it has all of them."""
-    allowed = set(subset(shift.classes) if shift.classes is not None else range(len(wnids())))
+    allowed = set(shift.labels)
     labels = {folder: _label(folder, shift) for folder in folders}
     foreign = [folder for folder, label in labels.items() if label not in allowed]
     if foreign:

@@ -7,7 +7,7 @@ import hashlib
 import importlib.resources
 from functools import cache
 
-from robench.data.imagenet.listing import wnids
+from robench.data.imagenet.listing import classes_by_wnid
 from robench.errors import DataError, complaint, did_you_mean
 
 SUBSETS = {
@@ -34,5 +34,4 @@ def subset(name: str) -> tuple[int, ...]:
     found = hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
     if found != expected:
         raise DataError(complaint(f"timm/data/_info/{file}", "sha256", found, expected, "Install another timm."))
-    rank = {wnid: label for label, wnid in enumerate(wnids())}
-    return tuple(sorted(rank[wnid] for wnid in names))
+    return tuple(sorted(classes_by_wnid()[wnid] for wnid in names))

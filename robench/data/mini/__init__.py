@@ -25,8 +25,12 @@ __all__ = [
     "CLASS_NAMES",
     "SIZE",
     "attack_set",
+    "attack_set_ids",
+    "make_attack_set",
     "pinned_images",
+    "sheet",
     "training_set",
+    "validation_set",
 ]
 
 CLASS_NAMES = tuple(SHAPES)

@@ -3,6 +3,7 @@
 Not here: the corruptions (`robench.data.corruptions`).
 """
 
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
 
 import torch
@@ -34,9 +35,8 @@ class MiniCells(ArraySource):
         self.view_names = [CLEAN, *(f"{corruption}/{severity}" for corruption, severity in cells)]
 
     def views(self, positions: Iterable[int]) -> Iterator[Tensor]:
-        chosen = list(positions)
-        for begin in range(0, len(chosen), _TOGETHER):
-            part = chosen[begin : begin + _TOGETHER]
+        drawn = iter(positions)
+        while part := list(itertools.islice(drawn, _TOGETHER)):
             clean = torch.stack([self.bytes_of(position) for position in part])
             ids = [self.ids[position] for position in part]
             views = [clean, *(corrupt(clean, ids, *cell, seed=0, scale=SCALE, ice=ICE) for cell in self._cells)]
