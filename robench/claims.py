@@ -6,6 +6,7 @@ says why it is done so. Not here: which shard comes next (`share`), and what is 
 """
 
 import hashlib
+import itertools
 import os
 import shutil
 import socket
@@ -160,10 +161,10 @@ def working(run: Run, *, first: bool = True, attacks: bool = True) -> Iterator[W
 
 
 class Claims:
-    """The claims on the shards of a run, as a worker of it sees them."""
+    """The claims on the shards of a run, as a worker sees them."""
 
-    def __init__(self, worker: Worker) -> None:
-        self._run, self._worker = worker.run, worker
+    def __init__(self, run: Run, worker: Worker) -> None:
+        self._run, self._worker = run, worker
 
     def take(self, shard: int) -> bool:
         """Claim a shard; False if it is finished, or another living worker has it.
@@ -171,12 +172,13 @@ class Claims:
         Raises:
           RunError: the folder cannot be written.
         """
-        generation = 0
-        while not self._make(path := self._run.folder / "claims" / f"{shard:06d}.{generation}"):
+        for generation in itertools.count():
+            path = self._run.folder / "claims" / f"{shard:06d}.{generation}"
+            if self._make(path):
+                return not self._run.shard_path(shard).exists()
             if self._is_held(path):
                 return False
-            generation += 1
-        return not self._run.shard_path(shard).exists()
+        raise AssertionError("generations have no end")
 
     def _make(self, path: Path) -> bool:
         """Make a claim that nobody has made."""

@@ -235,7 +235,7 @@ def _carry_out(run: Run, scene: Prepared, options: Options, adversarial: Adversa
             options.watcher.notice(f"Sharing {run.folder} with {others} other process{'es' if others > 1 else ''}.")
         work = Execution(
             run,
-            Share(worker, expected=rank.size, crew=options.crew),
+            Share(run, worker, expected=rank.size, crew=options.crew),
             classifier=scene.classifier,
             faster=scene.fast.classifier,
             source=scene.source,

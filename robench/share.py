@@ -5,7 +5,6 @@ Not here: how a shard is claimed (`claims`), and what is done with it (`executio
 
 import itertools
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +12,7 @@ from typing import Protocol
 from robench.claims import Claims, Worker
 from robench.runs import Run
 
-POLL_SECONDS = (0.1, 1.0)
+POLL_SECONDS = (0.1, 2.0)
 """Shortest and longest time between two looks at what others finish."""
 ARRIVAL_SECONDS = 60.0
 """So long workers that were started together are expected, though they have not come yet."""
@@ -54,72 +53,63 @@ class Share:
     """The shards of a run that one worker makes.
 
     Args:
-      worker: this process, on the run.
+      run: the run.
+      worker: this process.
       expected: workers that were started together.
       crew: who makes all shards instead of this worker.
     """
 
-    def __init__(self, worker: Worker, *, expected: int = 1, crew: Crew | None = None) -> None:
-        self.missing = worker.run.missing_shards()
+    def __init__(self, run: Run, worker: Worker, *, expected: int = 1, crew: Crew | None = None) -> None:
+        self._crew = crew
+        self.missing = run.missing_shards()
         self.waited = 0.0
         """Seconds in which others had all that was left."""
-        self._worker, self._expected, self._crew = worker, expected, crew
+        self._run, self._worker, self._expected = run, worker, expected
+        self._claims = Claims(run, worker)
+        self._held: list[int] = []
         self._left = len(self.missing)
         self._began = time.monotonic()
 
     def rounds(self, waiting: Callable[[int], None]) -> Iterator[Iterator[int]]:
         """Shards to make, in rounds; each is claimed as it is drawn. Ends when the run misses none.
 
-        The first round is what nobody has claimed. Others follow when a worker dies. With a crew there is none.
+        The first round is what nobody has claimed. Others follow when a worker dies.
 
         Args:
           waiting: told again and again how many shards others still have.
-        Raises:
-          RunError: nobody is left of the crew, or the folder cannot be written.
         """
-        since, pauses, left = time.monotonic(), _pauses(), self.missing
-        if self._crew is not None:
-            self._follow(self._crew, waiting)
-            left = []
-        while left:
-            held: list[int] = []
-            drawn = self._claimed(left, held)
+        shards, pause = self.missing, POLL_SECONDS[0]
+        since = time.monotonic()
+        if shards and self._crew is not None:
+            self._crew.start(self._run)
+        while shards:
+            self._held = []
+            drawn = self._drawn(shards)
             first = next(drawn, None)
             if first is not None:
                 self.waited += time.monotonic() - since
                 yield itertools.chain([first], drawn)
-                since, pauses = time.monotonic(), _pauses()
-            left = [shard for shard in held if not self._is_finished(shard)]
-            if left:
-                waiting(len(left))
-                time.sleep(next(pauses))
+                since, pause = time.monotonic(), POLL_SECONDS[0]
+            shards = [shard for shard in self._held if not self._run.shard_path(shard).exists()]
+            if shards:
+                if self._crew is not None:
+                    self._crew.check()
+                waiting(len(shards))
+                time.sleep(pause)
+                pause = min(1.5 * pause, POLL_SECONDS[1])
         self.waited += time.monotonic() - since
 
-    def _follow(self, crew: Crew, waiting: Callable[[int], None]) -> None:
-        """Wait for a crew; shards are finished nearly in order, so each is looked at about once."""
-        left, pauses = deque(self.missing), _pauses()
-        if left:
-            crew.start(self._worker.run)
-        while left:
-            if self._is_finished(left[0]):
-                left.popleft()
-                continue
-            crew.check()
-            waiting(len(left))
-            time.sleep(next(pauses))
-
-    def _claimed(self, shards: Sequence[int], held: list[int]) -> Iterator[int]:
-        """Those of the shards that this worker gets; the others go to `held`."""
-        claims = Claims(self._worker)
+    def _drawn(self, shards: Sequence[int]) -> Iterator[int]:
+        """Those of the shards that this worker gets."""
+        if self._crew is not None:
+            self._held = list(shards)
+            return
         for place, shard in enumerate(shards):
             self._left = len(shards) - place - 1
-            if claims.take(shard):
+            if self._claims.take(shard):
                 yield shard
             else:
-                held.append(shard)
-
-    def _is_finished(self, shard: int) -> bool:
-        return self._worker.run.shard_path(shard).exists()
+                self._held.append(shard)
 
     def holds_back(self, in_flight: int) -> bool:
         """Whether to leave the next shard to others.
@@ -132,13 +122,5 @@ class Share:
             workers = max(workers, self._expected)
         if workers == 1:
             return False
-        size = self._worker.run.plan.shard_size
+        size = self._run.plan.shard_size
         return in_flight + size > max(3 * size // 2, self._left * size // (2 * workers))
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between looks at what others finish: longer and longer."""
-    pause, longest = POLL_SECONDS
-    while True:
-        yield pause
-        pause = min(1.5 * pause, longest)

@@ -26,7 +26,7 @@ from robench.claims import Claims, working
 from robench.runs import Run
 run = Run.open(Path(sys.argv[1]))
 with working(run) as worker:
-    print(worker.name, [Claims(worker).take(int(shard)) for shard in sys.argv[2:]], flush=True)
+    print(worker.name, [Claims(run, worker).take(int(shard)) for shard in sys.argv[2:]], flush=True)
     sys.stdin.read()
 """
 
@@ -54,9 +54,9 @@ def _files(run: Run, folder: str) -> list[str]:
 
 def test_a_claim_names_its_worker_and_is_won_once(run: Run) -> None:
     with working(run) as one, working(run) as two:
-        assert Claims(one).take(3)
-        assert not Claims(two).take(3)
-        assert Claims(two).take(4)
+        assert Claims(run, one).take(3)
+        assert not Claims(run, two).take(3)
+        assert Claims(run, two).take(4)
         assert (run.folder / "claims" / "000003.0").read_text() == one.name
         assert _files(run, "claims") == ["000003.0", "000004.0"]
 
@@ -68,7 +68,7 @@ def test_of_many_who_ask_at_once_one_gets_each_shard(run: Run) -> None:
     def ask() -> None:
         with working(run) as worker:
             start.wait()
-            taken.extend(index for index in range(20) if Claims(worker).take(index))
+            taken.extend(index for index in range(20) if Claims(run, worker).take(index))
             start.wait()
 
     threads = [threading.Thread(target=ask) for _ in range(8)]
@@ -81,23 +81,23 @@ def test_of_many_who_ask_at_once_one_gets_each_shard(run: Run) -> None:
 
 def test_a_finished_shard_is_not_taken_though_its_worker_left(run: Run) -> None:
     with working(run) as one:
-        assert Claims(one).take(0)
+        assert Claims(run, one).take(0)
         run.write_shard(shard(run, 0, MANY))
     with working(run) as two:
-        assert not Claims(two).take(0)
+        assert not Claims(run, two).take(0)
 
 
 def test_the_claims_of_a_killed_worker_are_taken_over_by_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "LOOK_SECONDS", 0.0)
     with working(run) as one, working(run) as two, _other(run, 0, 1) as (other, name):
         assert one.living() == 3
-        assert not Claims(one).take(0)
+        assert not Claims(run, one).take(0)
         os.kill(other.pid, signal.SIGKILL)
         other.wait()
         assert one.living() == 2
-        assert Claims(one).take(0)
-        assert not Claims(two).take(0)
-        assert Claims(two).take(1)
+        assert Claims(run, one).take(0)
+        assert not Claims(run, two).take(0)
+        assert Claims(run, two).take(1)
         assert (run.folder / "claims" / "000000.0").read_text() == name
         assert (run.folder / "claims" / "000000.1").read_text() == one.name
 
@@ -109,7 +109,7 @@ def test_a_stopped_worker_on_this_machine_lives(run: Run, monkeypatch: pytest.Mo
         os.kill(other.pid, signal.SIGSTOP)
         os.utime(run.folder / "workers" / f"{name}.jsonl", (0, 0))
         assert one.is_alive(name)
-        assert not Claims(one).take(0)
+        assert not Claims(run, one).take(0)
 
 
 @pytest.mark.parametrize(("silence", "alive"), [(DEAD_SECONDS - 10, True), (DEAD_SECONDS + 10, False)])
@@ -128,7 +128,7 @@ def test_elsewhere_silence_counts_by_the_clock_of_the_files(
         touch = os.utime
         monkeypatch.setattr(os, "utime", lambda touched: touch(touched, (server, server)))
         assert one.is_alive(name) is alive
-        assert Claims(one).take(5) is not alive
+        assert Claims(run, one).take(5) is not alive
 
 
 def test_a_claim_that_names_nobody_is_held_for_a_while(run: Run) -> None:
@@ -137,10 +137,10 @@ def test_a_claim_that_names_nobody_is_held_for_a_while(run: Run) -> None:
         path = run.folder / "claims" / "000007.0"
         path.parent.mkdir()
         path.touch()
-        assert not Claims(one).take(7)
+        assert not Claims(run, one).take(7)
         old = time.time() - DEAD_SECONDS - 1
         os.utime(path, (old, old))
-        assert Claims(one).take(7)
+        assert Claims(run, one).take(7)
 
 
 def test_a_worker_gives_signs_of_life(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,12 +189,12 @@ def test_merged_claims_are_gone_and_who_comes_late_takes_nothing(run: Run) -> No
     with working(run) as late:
         with working(run) as one:
             for index in range(run.plan.shards):
-                assert Claims(one).take(index)
+                assert Claims(run, one).take(index)
                 run.write_shard(shard(run, index, MANY))
             assert (run.folder / "claims").exists()
             run.merge({})
         assert not (run.folder / "claims").exists()
-        assert not Claims(late).take(0)
+        assert not Claims(run, late).take(0)
     assert not (run.folder / "claims").exists()
 
 

@@ -40,13 +40,13 @@ def _make(run: Run, shards: Iterator[int]) -> list[int]:
 def test_a_lone_worker_gets_what_is_missing_in_order(run: Run) -> None:
     run.write_shard(shard(run, 3, MANY))
     with working(run) as worker:
-        rounds = Share(worker).rounds(lambda left: pytest.fail("nobody else is there"))
+        rounds = Share(run, worker).rounds(lambda left: pytest.fail("nobody else is there"))
         assert [_make(run, shards) for shards in rounds] == [[index for index in range(20) if index != 3]]
 
 
 def test_a_shard_is_claimed_when_it_is_drawn(run: Run) -> None:
     with working(run) as one, working(run) as two:
-        first, second = (next(Share(worker).rounds(lambda left: None)) for worker in (one, two))
+        first, second = (next(Share(run, worker).rounds(lambda left: None)) for worker in (one, two))
         assert [next(first), next(second), next(first), next(second)] == [0, 1, 2, 3]
 
 
@@ -54,7 +54,7 @@ def test_what_a_dead_worker_leaves_is_made_by_another(run: Run) -> None:
     waited: list[int] = []
     with ExitStack() as gone, working(run) as alive:
         dead = gone.enter_context(working(run))
-        theirs = next(Share(dead).rounds(lambda left: None))
+        theirs = next(Share(run, dead).rounds(lambda left: None))
         assert [next(theirs), next(theirs), next(theirs)] == [0, 1, 2]
         run.write_shard(shard(run, 1, MANY))
 
@@ -63,7 +63,7 @@ def test_what_a_dead_worker_leaves_is_made_by_another(run: Run) -> None:
             if len(waited) == 3:
                 gone.close()
 
-        mine = Share(alive)
+        mine = Share(run, alive)
         assert [_make(run, shards) for shards in mine.rounds(waiting)] == [list(range(3, 20)), [0, 2]]
         assert waited == [2, 2, 2]
         assert mine.waited > 0
@@ -73,7 +73,7 @@ def test_what_a_dead_worker_leaves_is_made_by_another(run: Run) -> None:
 def test_near_the_end_shards_are_left_to_others(run: Run) -> None:
     """20 shards of 2, two workers: a quarter of what is left may be in flight, and one and a half shards always."""
     with working(run) as one, working(run):
-        mine = Share(one)
+        mine = Share(run, one)
         shards = next(mine.rounds(lambda left: None))
         assert next(shards) == 0  # 19 are left, of 38 examples: 9 in flight
         assert [mine.holds_back(in_flight) for in_flight in (0, 7, 8)] == [False, False, True]
@@ -84,10 +84,10 @@ def test_near_the_end_shards_are_left_to_others(run: Run) -> None:
 
 def test_a_lone_worker_never_holds_back_unless_others_are_expected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with working(run) as worker:
-        assert not Share(worker).holds_back(10**9)
-        assert Share(worker, expected=2).holds_back(10**9)
+        assert not Share(run, worker).holds_back(10**9)
+        assert Share(run, worker, expected=2).holds_back(10**9)
         monkeypatch.setattr(share, "ARRIVAL_SECONDS", 0.0)
-        assert not Share(worker, expected=2).holds_back(10**9)
+        assert not Share(run, worker, expected=2).holds_back(10**9)
 
 
 def _seconds_a_shard(folder: Path, shards: int, workers: int) -> float:
@@ -96,7 +96,7 @@ def _seconds_a_shard(folder: Path, shards: int, workers: int) -> float:
     with ExitStack() as stack:
         crew: list[Worker] = [stack.enter_context(working(run)) for _ in range(workers)]
         began = time.thread_time()
-        drawn = [next(Share(worker).rounds(lambda left: None)) for worker in crew]
+        drawn = [next(Share(run, worker).rounds(lambda left: None)) for worker in crew]
         while drawn:
             for each in list(drawn):
                 index = next(each, None)
