@@ -42,13 +42,15 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     if ray.is_initialized():
         yield ray
         return
-    # No dashboard and no figures of usage, so that it starts quickly; workers import what this process can.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    local: dict[str, Any] = {"num_cpus": cpus, "include_dashboard": False} if address is None else {"address": address}
+    paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)  # workers import what this process can
     try:
-        paths = os.pathsep.join(path or str(Path.cwd()) for path in sys.path)
-        environment = {"env_vars": {"PYTHONPATH": paths}}
-        ray.init(log_to_driver=False, runtime_env=environment, **local)
+        if address is not None:
+            ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
+        else:
+            # Workers that Ray starts beforehand have its own environment, and would not fit another.
+            with _python_path(paths):
+                ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         found = f"`{address}` ({' '.join(str(error).split())[:200]})"
         raise RunError(complaint("ray", "address", found, "a cluster that can be reached")) from error
@@ -56,6 +58,19 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _python_path(paths: str) -> Iterator[None]:
+    """What processes that are started meanwhile inherit."""
+    before = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = paths
+    try:
+        yield
+    finally:
+        del os.environ["PYTHONPATH"]
+        if before is not None:
+            os.environ["PYTHONPATH"] = before
 
 
 class RayCrew:
@@ -71,6 +86,9 @@ class RayCrew:
         self._ray, self._processes, self._gpus = ray, processes, gpus
         self._work: tuple[Any, dict[str, Any]] | None = None
         self._tasks: list[Any] = []
+        if not gpus:  # Ray ends a worker after a task with a GPU
+            for _ in range(processes):
+                ray.remote(num_cpus=1)(_arrive).remote()
 
     def take_on(self, model: Any, **arguments: Any) -> None:
         """Say what `robench.evaluate` is called with: a name, or what Ray can pickle, and the rest."""
@@ -101,6 +119,10 @@ class RayCrew:
                 reason = " ".join(str(error).split())[:200]
                 found = f"lost, {RETRIES + 1} times ({reason})"
                 raise RunError(complaint("ray", "workers", found, "living workers", KEPT)) from error
+
+
+def _arrive() -> None:
+    """A task that does nothing: the worker that gets it imports this module, and is ready when there is a run."""
 
 
 def _attack(model: Any, protocol: Any, arguments: dict[str, Any]) -> None:

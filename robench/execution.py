@@ -103,7 +103,7 @@ class Execution:
         self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
         self.prefix, self.clean, self.robust = 0, 0.0, 0.0
         self.stage, self.waiting = "", False
-        self.began = time.monotonic()
+        self.began, self.began_cpu = time.monotonic(), time.process_time()
         self.segment = f"{time.time_ns():x}"
         self.adversarial: AdversarialImages | None = None
 
@@ -141,6 +141,7 @@ class Execution:
         self.next_look = 0.0
         self._look_at_others()
         seconds = {"wall_seconds": self._seconds(), "waited_seconds": round(self.share.waited, 3)}
+        seconds["cpu_seconds"] = round(time.process_time() - self.began_cpu, 3)
         run.record("end", {"segment": self.segment, **seconds})
 
     def _attack(self, stages: Sequence[AnyStage], budget: Budget, shards: Iterator[int]) -> None:

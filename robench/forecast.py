@@ -92,10 +92,11 @@ class Forecast:
 def forecast(works: Sequence[Work], workers: int, assumptions: Assumptions | None = None) -> Forecast:
     """Expected time of runs on workers that each take a run of their own, and then help with the others.
 
-    The work, spread over the workers at their mean speed, stretched by what failures undo; and at the end what
-    the last worker still has in flight while nothing is left to claim:
+    The work, spread over those who have begun before it is all claimed, stretched by what failures undo; and at the
+    end the worker whose last shard takes longest, while the others have half a shard each behind them or before
+    them on average:
 
-        wall = starts + work / (workers x speed) / (1 - lost / between failures) + tail
+        wall = (starts + work / workers) / speed / (1 - lost / between failures) + longest last shard - half a mean one
 
     Args:
       works: the runs.
@@ -109,14 +110,18 @@ def forecast(works: Sequence[Work], workers: int, assumptions: Assumptions | Non
     assumed = assumptions or Assumptions()
     if not works:
         return Forecast(workers, 0.0)
-    useful = min(workers, sum(work.shards for work in works))
+    shards = sum(work.shards for work in works)
+    useful, quick = min(workers, shards), min(workers * (1 - assumed.stragglers), shards)
+    slow = useful * assumed.stragglers
     total = sum(work.seconds for work in works)
-    begun = max(len(works), useful) / useful  # runs that a worker begins, at least
-    spread = (total / useful + begun * assumed.start_seconds) / assumed.speed
+    starts = assumed.start_seconds * max(len(works), useful) / useful  # a worker begins with one run, at least
+    spread = (total / useful + starts) / assumed.speed
+    if quick and total / quick + starts < starts / assumed.straggling:
+        spread, slow = total / quick + starts, 0.0  # all is claimed before a slow worker has begun
     flight = max(_in_flight(work, useful, len(works)) * work.seconds / work.examples for work in works)
     lost = flight / 2 + assumed.restart_seconds + assumed.start_seconds
     stretched = spread / max(1 - lost / (3600 * assumed.failure_hours + lost), 0.01)
-    return Forecast(workers, stretched + (_tail(works, assumed) if useful > 1 else 0.0))
+    return Forecast(workers, stretched + (_tail(works, useful, slow, assumed) if useful > 1 else 0.0))
 
 
 def _in_flight(work: Work, workers: int, runs: int) -> float:
@@ -125,15 +130,22 @@ def _in_flight(work: Work, workers: int, runs: int) -> float:
     return min(work.slots, work.examples / beside) if beside == 1 else min(work.slots, work.examples / (2 * beside))
 
 
-def _tail(works: Sequence[Work], assumed: Assumptions) -> float:
-    """Seconds from the last claim until the last worker ends: on average half of what a dear shard takes.
+def _tail(works: Sequence[Work], workers: float, slow: float, assumed: Assumptions) -> float:
+    """Seconds by which the last worker ends later than all would if work could be cut as one likes.
 
-    The slowest worker decides, and its shard holds more survivors than most.
+    When nothing is left to claim, each worker is somewhere within its last shard. Of n that are spread evenly over it,
+    the last has n / (n + 1) of it before it; and a shard holds more survivors than most for whoever is last.
     """
-    longest = 0.0
-    for work in works:
-        size = min(work.shard_size, work.examples)
-        spread = math.sqrt(max(size * work.survivors * (1 - work.survivors), 0.0))
-        full = min(size * work.survivors + 2 * spread, size) * work.surviving_seconds
-        longest = max(longest, full)
-    return longest / (assumed.straggling if assumed.stragglers else 1.0) / 2
+    mean = sum(work.seconds for work in works) / sum(work.shards for work in works)
+    dear = max(_dear_shard(work) for work in works)
+    quick = workers - slow
+    longest = max(dear * quick / (quick + 1), dear / assumed.straggling * slow / (slow + 1))
+    return max(longest - mean / 2, 0.0)
+
+
+def _dear_shard(work: Work) -> float:
+    """Seconds that a shard takes with two standard deviations more survivors than the mean."""
+    size = min(work.shard_size, work.examples)
+    spread = math.sqrt(max(size * work.survivors * (1 - work.survivors), 0.0))
+    surviving = min(size * work.survivors + 2 * spread, size)
+    return (surviving + FALLEN * (size - surviving)) * work.surviving_seconds

@@ -7,7 +7,7 @@ what one evaluation does (`evaluation`), Ray itself (`cluster`), and tables (`cl
 
 import json
 import tomllib
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -215,13 +215,14 @@ class _Tasks:
         while self._waiting and len(self._going) < self._processes:
             self._start(self._waiting.popleft())
         free = self._processes - len(self._going)
-        open_jobs = [job for job in dict.fromkeys(self._going.values()) if self._missing(job) > 1]
-        for _ in range(free if open_jobs else 0):
-            crews = {job: sum(each == job for each in self._going.values()) for job in open_jobs}
-            job = max(open_jobs, key=lambda job: self._missing(job) / (crews[job] + 1))
-            if self._missing(job) <= 2 * crews[job]:
+        crews = Counter(self._going.values() if free else ())
+        missing = {job: self._missing(job) for job in crews}
+        for _ in range(free if missing else 0):
+            job = max(missing, key=lambda job: missing[job] / (crews[job] + 1))
+            if missing[job] <= 2 * crews[job]:
                 return
             self._start(job)
+            crews[job] += 1
 
     def _start(self, job: Job) -> None:
         share = gpu_share(job) if self._on_gpu else 0.0

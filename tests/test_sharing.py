@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ import torch
 from robench.data import ArraySource
 from robench.errors import RunError
 from robench.evaluation import Options, evaluate
+from robench.execution import SHOW_SECONDS
 from robench.progress import Progress, Silent
 from robench.result import Result, read_result
 from robench.runs import Run
@@ -143,6 +145,23 @@ def test_ranks_share_the_run(tmp_path: Path, protocol: Path, whole: Path, worker
     _wait(*_fork_ranks(protocol, folder, workers))
     _same(folder, whole)
     assert _writers(folder) == Counter(range(COUNT // SHARD))
+
+
+def test_the_folder_is_not_listed_for_each_shard(
+    tmp_path: Path, protocol: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is when work begins, for the bar every two seconds, and when it is merged."""
+    listed: Counter[str] = Counter()
+    scan = os.scandir
+
+    def counted(path: Any = ".") -> Any:
+        listed[str(path).rpartition("/")[2]] += 1
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", counted)
+    began = time.monotonic()
+    _work(protocol, tmp_path / "run", slow=0.0)
+    assert 0 < listed["shards"] < 8 + (time.monotonic() - began) / SHOW_SECONDS < COUNT // SHARD
 
 
 def test_a_process_that_comes_later_says_that_it_shares_and_that_it_waits(
@@ -276,6 +295,7 @@ def test_the_end_says_how_long_a_process_waited(tmp_path: Path, protocol: Path) 
     assert len(ends) == 2
     for end in ends:
         assert 0 <= end["waited_seconds"] < end["wall_seconds"]
+        assert 0 < end["cpu_seconds"] < end["wall_seconds"] + 1  # one thread
     assert json.loads((folder / "cost.json").read_text())["segments"] == 2
 
 

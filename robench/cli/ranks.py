@@ -10,10 +10,13 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import NoReturn
 
+from robench.cli.rendezvous import first_host, look_out
 from robench.cli.screen import err
 from robench.errors import RunError, complaint
 from robench.share import Rank
@@ -22,6 +25,7 @@ RESTARTS = 3
 """So often a worker that a signal ended is started again."""
 GUARDED = "ROBENCH_GUARDED"
 """Set in the environment of a guardian's child."""
+KEPT = "What is finished is kept: the same command goes on, with any number of ranks."
 _NAMES = (("RANK", "WORLD_SIZE", "LOCAL_RANK"), ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"))
 """What torchrun, and srun without torchrun, call index, number and index on the host."""
 
@@ -74,7 +78,7 @@ def guard() -> None:
     """Run this command in a child if it is one of several ranks, and leave when it has ended; else do nothing.
 
     The exit code of rank 0 is that of its child. Other ranks leave with 0 whatever happened: the rest takes over
-    what they had.
+    what they had. On each host one guardian says when the host of rank 0 falls silent.
     """
     rank = rank_of(os.environ)
     if rank is None:
@@ -82,11 +86,32 @@ def guard() -> None:
     if GUARDED in os.environ:
         threading.Thread(target=_leave_with_guardian, daemon=True).start()
         return
-    code = _watch(rank)
-    if code and rank.index and code != 128 + signal.SIGTERM:
-        err.print(f"rank {rank.index}: ended with exit code {code}; the other ranks go on.", style="red", markup=False)
-        sys.exit(0)
+    with _lookout(rank):
+        code = _watch(rank)
+    if code == 128 + signal.SIGTERM:
+        if rank.local == 0:
+            _say(f"rank {rank.index}: ended by SIGTERM. {KEPT}", "red")
+    elif code and rank.index:
+        _say(f"rank {rank.index}: ended with exit code {code}; the other ranks go on.", "red")
+        code = 0
     sys.exit(code)
+
+
+@contextmanager
+def _lookout(rank: Rank) -> Iterator[None]:
+    """Look out for the host of rank 0 meanwhile, from one rank of each host."""
+    address, ended = first_host(os.environ), threading.Event()
+    if address is not None:
+        options = {"rank": rank.index, "ended": ended, "say": partial(_say, style="red")}
+        threading.Thread(target=look_out, args=(address,), kwargs=options, daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+
+
+def _say(text: str, style: str) -> None:
+    err.print(text, style=style, markup=False)
 
 
 def _watch(rank: Rank) -> int:
@@ -109,9 +134,9 @@ def _watch(rank: Rank) -> int:
             return 128 + told[0] if told else code
         ended = f"rank {rank.index}: its worker was ended by {signal.Signals(-code).name}"
         if start < RESTARTS:
-            err.print(f"{ended}; starting it again ({start + 1} of {RESTARTS}).", style="yellow", markup=False)
+            _say(f"{ended}; starting it again ({start + 1} of {RESTARTS}).", "yellow")
     hint = " Is memory short? Try a smaller `--batch-size`." if code == -signal.SIGKILL else ""
-    err.print(f"{ended}, {RESTARTS + 1} times.{hint}", style="red", markup=False)
+    _say(f"{ended}, {RESTARTS + 1} times.{hint}", "red")
     return 128 - code
 
 

@@ -51,10 +51,10 @@ HARSH = Assumptions(failure_hours=24.0, stragglers=0.1)
 
 @pytest.mark.parametrize("workers", [1, 4, 16, 64, 256, 1024])
 @pytest.mark.parametrize(("works", "assumed"), [(SWEEP, Assumptions()), (HARD, HARSH)], ids=["usual", "harsh"])
-def test_the_formula_is_within_a_fifth_of_the_simulation(works: list[Work], assumed: Assumptions, workers: int) -> None:
-    seeds = range(max(3, 40 // workers))  # one worker alone may be slow
+def test_the_formula_is_within_a_tenth_of_the_simulation(works: list[Work], assumed: Assumptions, workers: int) -> None:
+    seeds = range(max(10, 40 // workers))  # one worker alone may be slow
     simulated = statistics.mean(simulate(works, workers, assumed, seed).wall_seconds for seed in seeds)
-    assert forecast(works, workers, assumed).wall_seconds == pytest.approx(simulated, rel=0.2)
+    assert forecast(works, workers, assumed).wall_seconds == pytest.approx(simulated, rel=0.1)
 
 
 @pytest.mark.parametrize("workers", [2, 4])

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from robench.cli.rendezvous import LOOK_SECONDS, SILENT_SECONDS
 from robench.runs import Run
 from tests.cli.test_ranks import ROOT
 from tests.fakes import SLOW_COMMAND, SLOW_MODULE
@@ -81,26 +82,69 @@ def _lose(started: "subprocess.Popen[bytes]") -> None:
     started.wait()
 
 
-@pytest.mark.slow
-def test_a_host_that_is_cut_off_and_lost_does_not_keep_the_other_from_finishing(tmp_path: Path, hosts: None) -> None:
-    module = SLOW_MODULE.replace("0.02", "0.05").replace("mini-resnet", "mini-resnet-adv")
-    (tmp_path / "slow_mini.py").write_text(module)
-    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    folder, logs = tmp_path / "run", [tmp_path / f"{node}.log" for node in NODES]
+@contextlib.contextmanager
+def _both(folder: Path, environment: dict[str, str], logs: list[Path]) -> "Iterator[list[subprocess.Popen[bytes]]]":
+    """One torchrun on each host, at work on the folder; lost in the end."""
     started = [_start(node, folder, log, environment) for node, log in zip(NODES, logs, strict=True)]
     try:
         _until(lambda: len(list((folder / "workers").glob("*.jsonl"))) == 2, 90, logs)
-        subprocess.run(["ip", "-n", NODES[1], "link", "set", "rb-b", "down"], check=True)
+        yield started
+    finally:
+        for each in started:
+            _lose(each)
+
+
+def _cable(state: str) -> None:
+    subprocess.run(["ip", "-n", NODES[1], "link", "set", "rb-b", state], check=True)
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    module = SLOW_MODULE.replace("0.02", "0.05").replace("mini-resnet", "mini-resnet-adv")
+    (tmp_path / "slow_mini.py").write_text(module)
+    path = os.pathsep.join([str(tmp_path), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+
+
+def _same_as_alone(folder: Path, environment: dict[str, str]) -> None:
+    """The bytes are those of one process that nothing happened to."""
+    whole = folder.with_name("whole")
+    command = [word.replace("slow_mini:slow", "mini-resnet-adv") for word in SLOW_COMMAND]
+    subprocess.run([sys.executable, *command, "--run-dir", str(whole)], env=environment, check=True)
+    assert (folder / "outcomes.csv.gz").read_bytes() == (whole / "outcomes.csv.gz").read_bytes()
+
+
+@pytest.mark.slow
+def test_a_host_that_is_cut_off_and_lost_does_not_keep_the_other_from_finishing(
+    tmp_path: Path, hosts: None, environment: dict[str, str]
+) -> None:
+    folder, logs = tmp_path / "run", [tmp_path / f"{node}.log" for node in NODES]
+    with _both(folder, environment, logs) as started:
+        _cable("down")
         done = len(Run.open(folder).finished_shards())
         _until(lambda: len(Run.open(folder).finished_shards()) > done, 60, logs)  # both still see the folder
         assert not (folder / "result.json").exists(), "the loss must fall inside the run"
         _lose(started[1])
         _until(lambda: (folder / "result.json").exists(), 150, logs)
-    finally:
-        for each in started:
-            _lose(each)
-    whole = tmp_path / "whole"
-    command = [word.replace("slow_mini:slow", "mini-resnet-adv") for word in SLOW_COMMAND]
-    subprocess.run([sys.executable, *command, "--run-dir", str(whole)], env=environment, check=True)
-    assert (folder / "outcomes.csv.gz").read_bytes() == (whole / "outcomes.csv.gz").read_bytes()
+    _same_as_alone(folder, environment)
+
+
+@pytest.mark.slow
+def test_a_host_that_is_cut_off_says_so_and_a_restart_completes(
+    tmp_path: Path, hosts: None, environment: dict[str, str]
+) -> None:
+    (tmp_path / "slow_mini.py").write_text((tmp_path / "slow_mini.py").read_text().replace("0.05", "0.4"))
+    folder, logs = tmp_path / "run", [tmp_path / f"{node}.log" for node in NODES]
+    with _both(folder, environment, logs):
+        _cable("down")
+        cut = time.monotonic()
+        _until(lambda: "`rendezvous` is silent for" in logs[1].read_text(), 60, logs)
+        assert time.monotonic() - cut > SILENT_SECONDS - LOOK_SECONDS
+        assert "expected an answer from the host of rank 0. The network between the two is cut" in logs[1].read_text()
+        assert "is silent for" not in logs[0].read_text()  # it hears itself
+        assert not (folder / "result.json").exists(), "both must be lost inside the run"
+    _cable("up")
+    (tmp_path / "slow_mini.py").write_text((tmp_path / "slow_mini.py").read_text().replace("0.4", "0"))
+    with _both(folder, environment, logs):
+        _until(lambda: (folder / "result.json").exists(), 150, logs)
+    _same_as_alone(folder, environment)
