@@ -6,6 +6,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 python3 python; do \
 	$$candidate -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$candidate && break; done)
 
+# Without `ensurepip` (Debian's python3-venv) an environment is made by half: the next call must not take it for whole.
+.DELETE_ON_ERROR:
 .PHONY: demo test lint types slow test-recipes clean
 
 demo: $(VENV)/.installed

@@ -11,6 +11,7 @@ Not here: turning names into models (`robench.zoo`), and what is done with the a
 import hashlib
 import math
 import re
+import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from robench.arrays import pad_rows, state_digest
-from robench.errors import ModelError, complaint
+from robench.errors import ModelError, RobenchError, complaint, first_line
 
 DOOR_ROWS = 16
 """Images in the batch that is checked at the door."""
@@ -51,6 +52,19 @@ class Looked(Protocol):
     def logits(self, images: Tensor) -> Tensor: ...
     def gradient(self, images: Tensor, objective: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]: ...
     def frozen(self) -> AbstractContextManager[None]: ...
+
+
+def check_device(device: str | torch.device, where: str, error: type[RobenchError] = ModelError) -> None:
+    """Check that this machine has a device.
+
+    Raises:
+      ModelError: it has not; or `error`.
+    """
+    try:
+        torch.empty(0, device=device)
+    except Exception as failure:  # each kind of device has a way of its own to say that it is not there
+        advice = "`robench doctor` shows what is there."
+        raise error(complaint(where, "device", f"`{device}`", "a device of this machine", advice)) from failure
 
 
 class Classifier:
@@ -194,8 +208,16 @@ class Classifier:
         """
         if self.module is not None:
             self._check_mode(self.module)
+        if self.device.type == "meta":
+            found, advice = "`meta`, where parameters have no values", "Load the weights first."
+            raise ModelError(complaint(self.name, "device", found, "one that computes", advice))
         batch = pad_rows(images.to(self.device), DOOR_ROWS)[:DOOR_ROWS]
-        first = self._first_answer(batch)
+        shown = batch.clone()
+        first = self._first_answer(shown)
+        if not torch.equal(shown, batch):
+            found, expected = "changing the images that it is shown", "images that are left as they are"
+            advice = "Is there an operation in place, such as `images -= mean`? Write `images = images - mean`."
+            raise ModelError(complaint(self.name, "model", found, expected, advice))
         self._check_answer(first, classes, least)
         self._check_steady(batch, first, randomised)
         return self._check_gradient(batch) if gradients else []
@@ -212,8 +234,7 @@ class Classifier:
             with self.unpadded():
                 found = self.logits(image)
         except Exception as error:  # the model is the user's own code
-            summary = (str(error).splitlines() or [""])[0][:200]
-            found_instead = f"failing on a single image with {type(error).__name__}: {summary}"
+            found_instead = f"failing on a single image with {type(error).__name__}: {first_line(error)}"
         else:
             if found.shape == expected.shape:
                 moved, scale = float((found - expected).abs().max()), max(1.0, float(expected.abs().max()))
@@ -295,11 +316,11 @@ class Classifier:
         else:
             self._speaks_numpy = None
         if refused is not None:
-            summary = (str(refused).splitlines() or [""])[0][:200]
             message = complaint(
                 self.name,
                 "model",
-                f"failing on a batch of shape {tuple(batch.shape)} with {type(refused).__name__}: {summary}",
+                f"failing on a batch of shape {tuple(batch.shape)} with {type(refused).__name__}: "
+                f"{first_line(refused)}",
                 "logits for any batch of float32 RGB images in [0, 1]",
                 f"Make `model(torch.rand({DOOR_ROWS}, 3, {batch.shape[2]}, {batch.shape[3]}))` work first.",
             )
@@ -412,8 +433,7 @@ class Classifier:
         except ModelError:
             raise
         except Exception as error:  # the model is the user's own code, and answered without gradients
-            summary = (str(error).splitlines() or [""])[0][:200]
-            found = f"failing with {type(error).__name__} when its gradient is asked for: {summary}"
+            found = f"failing with {type(error).__name__} when its gradient is asked for: {first_line(error)}"
             raise ModelError(self._no_gradient(found)) from error
         flat = gradient.flatten(1)
         if not bool(flat.isfinite().all()):
@@ -444,6 +464,32 @@ class Classifier:
             "a differentiable callable on tensors for this protocol's attack",
             "Keep the computation in torch (no NumPy, no `detach`), or choose a black-box protocol.",
         )
+
+
+@contextmanager
+def naming_failures() -> Iterator[None]:
+    """Name the model whose own code fails after the door was passed.
+
+    Raises:
+      ModelError: in place of whatever came up while a model was asked, and not in the code around it.
+    """
+    try:
+        yield
+    except RobenchError:
+        raise
+    except Exception as error:
+        asking = (frame for frame, _ in traceback.walk_tb(error.__traceback__) if frame.f_code is _ASKING)
+        frame = next(asking, None)
+        if frame is None:
+            raise
+        found = f"failing with {type(error).__name__}: {first_line(error)}"
+        advice = "What is finished is kept: mend the model, and make the same call again."
+        name = frame.f_locals["self"].name
+        raise ModelError(complaint(name, "model", found, "logits for any batch of images", advice)) from error
+
+
+_ASKING = Classifier._call.__code__
+"""Whatever fails below it fails in a model's own code."""
 
 
 def _same_device(asked: torch.device, found: torch.device) -> bool:

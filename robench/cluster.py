@@ -37,7 +37,7 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
-        advice = "Install it: `pip install robench[ray]`."
+        advice = "Install it: `pip install 'robench[ray]'`."
         raise RunError(complaint("robench", "ray", "not installed", "the package", advice)) from error
     if ray.is_initialized():
         yield ray

@@ -72,6 +72,18 @@ def did_you_mean(name: str, known: Iterable[str], *, otherwise: str | None = Non
     return f"Known: {', '.join(names)}." if names else ""
 
 
+def missing_or_unreadable(error: OSError) -> str:
+    """What is said of a file that could not be read: `missing`, or why it is `unreadable`."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError):
+        return "missing"
+    return f"unreadable ({error.strerror or type(error).__name__})"
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of somebody else's code says first, where one sentence names it."""
+    return (str(error).splitlines() or [""])[0][:200]
+
+
 def first_few(names: Sequence[str], most: int = 3) -> str:
     """The first names of a list that may be long.
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from robench.classifier import naming_failures
 from robench.data import Views, check_there
 from robench.door import first_examples
 from robench.fastpath import pass_rate, repeated
@@ -89,7 +90,7 @@ def estimate(
         check_there(registered.protocol.data.source)
     request = Request(model, data, limit, device, batch_size, options or Options())
     check_numbers(request)
-    with prepared(request, registered) as scene:
+    with naming_failures(), prepared(request, registered) as scene:
         return _of(scene)
 
 

@@ -17,6 +17,7 @@ import torch
 
 from robench.adversarial import AdversarialImages
 from robench.claims import working
+from robench.classifier import naming_failures
 from robench.data import check_there
 from robench.door import build_attack, rehearse, with_textures
 from robench.environment import environment
@@ -189,14 +190,14 @@ def resume(
 
 def _evaluate(request: Request, registered: Registered, run_dir: str | Path | None) -> Result:
     options = request.options
-    with prepared(request, registered) as scene:
+    with naming_failures(), prepared(request, registered) as scene:
         folder = Path(run_dir) if run_dir is not None else default_folder(scene.plan, scene.protocol)
         adversarial = None
         if options.save_adversarial is not None:
             adversarial = AdversarialImages(Path(options.save_adversarial), folder, scene.plan.key)
             adversarial.claim()
         if options.fresh and folder.exists():
-            _clear(folder)
+            _clear(folder, scene.plan)
         if adversarial is not None and options.fresh:
             adversarial.clear()
         if options.rank is not None and options.rank.index:
@@ -302,8 +303,8 @@ def _kept_in(run: Run) -> str | None:
     return kept
 
 
-def _clear(folder: Path) -> None:
-    """Delete a run, and nothing that is none."""
+def _clear(folder: Path, plan: Plan) -> None:
+    """Delete a run, and nothing that is none; its own plan is not read, as it may be what is damaged."""
     try:
         empty = not any(folder.iterdir())
     except OSError as error:
@@ -313,7 +314,7 @@ def _clear(folder: Path) -> None:
         return
     if not (folder / "plan.json").exists():
         raise RunError(complaint(str(folder), "run_dir", "not a run", "a run to start over, or a new folder"))
-    run = Run.open(folder)
+    run = Run(folder, plan)
     with working(run) as worker:  # on other hosts, the lock that `clear` takes may mean nothing
         if worker.living() > 1:
             raise RunError(in_use(folder))

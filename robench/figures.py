@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Any
 
 from robench.cells_figure import cells_of, curve, draw_curves, draw_heat_map, heights
@@ -67,7 +68,9 @@ def check_figure(path: str | Path, *, protocols: Sequence[Protocol] = ()) -> Non
         found = f"`{path.suffix}`" if path.suffix else "missing"
         raise FigureError(complaint(str(path), "suffix", found, f"one of {', '.join(METADATA)}"))
     if not path.parent.is_dir():
-        raise FigureError(complaint(str(path), "folder", "missing", "a folder", f"Make it: `mkdir -p {path.parent}`."))
+        raise FigureError(
+            complaint(str(path), "folder", "missing", "a folder", f"Make it: `mkdir -p {quote(str(path.parent))}`.")
+        )
     if path.is_dir():
         raise FigureError(complaint(str(path), "figure", "a folder", "a file"))
     if len(protocols) > 1:
@@ -259,7 +262,9 @@ def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
             axes.set_xticks(places, [plain(metric.name) for metric in metrics])
             axes.set_xlim(-0.5, len(metrics) - 0.5)
         low, high = zip(*(metric.interval for metric in metrics), strict=True)
-        text = f"{label}  (clean {percent(result.clean)}, {result.headline.name} {percent(result.headline)})"
+        stated = {metric.name: percent(metric) for metric in result.metrics if metric.name == "clean"}
+        stated[result.headline.name] = percent(result.headline)
+        text = f"{label}  ({', '.join(f'{name} {value}' for name, value in stated.items())})"
         band: Any = {"step": "post"} if stairs else {}
         axes.fill_between(places, _percents(low), _percents(high), color=look["color"], alpha=0.15, linewidth=0, **band)
         axes.plot(
@@ -284,7 +289,7 @@ def _draw_steps(axes: Axes, runs: Sequence[tuple[str, Result]]) -> None:
     if max(ends):
         _query_axis(axes, max(ends))
     axes.set_xlabel(f"{unit}band: 95 % interval)")
-    _accuracy_axis(axes)
+    _accuracy_axis(axes, "accuracy, %" if runs[0][1].shifted else "robust accuracy, %")
     _legend(axes, 2 if len(runs) == 1 else 1)
 
 

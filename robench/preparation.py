@@ -19,7 +19,7 @@ from robench.attacks.whole import AnyStage, WholeStage
 from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
 from robench.averaging import AveragingClassifier, seeded
 from robench.budgets import BALLS, Budget
-from robench.classifier import Classifier
+from robench.classifier import Classifier, check_device
 from robench.data import Source, is_on_hub, open_source
 from robench.data.source import ids_digest
 from robench.door import (
@@ -289,11 +289,7 @@ def check_numbers(request: Request) -> None:
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
         raise RunError(complaint("evaluate", "workers", repr(workers), "a whole number of at least 0"))
     if request.device is not None:
-        try:
-            torch.empty(0, device=request.device)
-        except (RuntimeError, AssertionError) as failure:
-            found, advice = f"`{request.device}`", "`robench doctor` shows what is there."
-            raise RunError(complaint("evaluate", "device", found, "a device of this machine", advice)) from failure
+        check_device(request.device, "evaluate", RunError)
 
 
 @contextmanager

@@ -30,6 +30,8 @@ from robench.errors import ProtocolError, complaint, did_you_mean
 
 LEAST_ASKS = 20
 """Answers of a randomised model about one image that a ranked protocol scores, at least."""
+MOST_DIGITS = 30
+"""Of a numerator or denominator, so that a fraction is a finite float32."""
 FRACTION_FORM = 'a fraction of the unit range as a string, such as "4/255"'
 
 Sha256 = Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")]
@@ -42,6 +44,8 @@ def fraction(text: str) -> Fraction:
         numerator.isascii() and numerator.isdigit() and (not slash or (denominator.isascii() and denominator.isdigit()))
     ):
         raise ValueError(f"expected {FRACTION_FORM}")
+    if max(len(numerator), len(denominator)) > MOST_DIGITS:
+        raise ValueError(f"expected {FRACTION_FORM}, of at most {MOST_DIGITS} digits on a side")
     if slash and int(denominator) == 0:
         raise ValueError("expected a denominator other than zero")
     return Fraction(int(numerator), int(denominator) if slash else 1)
@@ -72,8 +76,8 @@ class DataSpec(_Table):
     """SHA-256 of the ids in protocol order, joined by newlines; none: not known, and no data are official."""
     resize: int | None = Field(default=None, gt=0)
     """Length of the shorter side after resizing (bilinear, Pillow), in pixels; none: not resized."""
-    crop: int = Field(gt=0)
-    """Side of the centre crop, which is what the model sees, in pixels."""
+    crop: int = Field(gt=0, le=4096)
+    """Side of the centre crop, which is what the model sees, in pixels; images are held in memory, many at a time."""
 
 
 class AttackSpec(BaseModel):
@@ -218,7 +222,7 @@ class Protocol(_Table):
     supersedes: str | None = None
     ranked: bool = True
     """Whether results may enter the leaderboard."""
-    seed: int = Field(ge=0)
+    seed: int = Field(ge=0, lt=2**63)
     """Of the examples' random numbers."""
     confounds: str | None = None
     """What makes its numbers hard to compare, for people."""

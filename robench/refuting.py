@@ -17,7 +17,7 @@ from torch import Tensor
 
 from robench.adversarial import image_file, read_adversarial
 from robench.budgets import BUDGETS, TOLERANCE, Ball, LinfBall
-from robench.classifier import Classifier
+from robench.classifier import Classifier, check_device
 from robench.data import Source, open_source
 from robench.data.source import Unreadable
 from robench.errors import SubmissionError, complaint
@@ -119,6 +119,8 @@ def confirm(
 def _classifier(model: Any, device: str | None) -> Classifier:
     loaded = resolve_model(model) if isinstance(model, str) else model
     own = loaded.model if isinstance(loaded, Loaded) else loaded
+    if device is not None:
+        check_device(device, "robench")
     if isinstance(own, torch.nn.Module) and device is not None:
         own = own.to(device)
     return Classifier(own, device=device)

@@ -9,12 +9,13 @@ import math
 from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
+from shlex import quote
 from statistics import NormalDist
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from robench.errors import RunError, complaint
+from robench.errors import RunError, complaint, missing_or_unreadable
 from robench.outcome import Outcome, digest, read_outcomes
 from robench.protocol import Protocol, Sha256, parse_protocol
 from robench.shift import REFERENCE_DIFFERENCE, means, right, right_cells, tallies
@@ -454,8 +455,9 @@ def read_result(folder: Path) -> Result:
     try:
         result = Result.model_validate_json(path.read_bytes())
     except OSError as error:
-        advice = f"Finish the run first: `robench resume {folder}`."
-        raise RunError(complaint(str(folder), "result.json", "missing", "a finished run", advice)) from error
+        advice = f"Finish the run first: `robench resume {quote(str(folder))}`."
+        found = missing_or_unreadable(error)
+        raise RunError(complaint(str(folder), "result.json", found, "a finished run", advice)) from error
     except ValidationError as error:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "result"

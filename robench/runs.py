@@ -19,13 +19,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from types import FrameType
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from robench.caveats import caveats_of
-from robench.errors import RunError, complaint
+from robench.errors import RunError, complaint, missing_or_unreadable
 from robench.outcome import Outcome, compress, from_csv, to_csv
 from robench.protocol import Protocol, Sha256, parse_protocol
 from robench.result import (
@@ -97,6 +98,12 @@ class Plan(_Record):
     fast_path: tuple[str, ...] = ()
     """What makes the copy of the model that attacks look at faster; see `robench.fastpath`."""
     caveats: tuple[str, ...] = ()
+
+    @property
+    def about(self) -> str:
+        """Model, protocol and number of examples, for messages."""
+        named = f"{self.protocol.get('id')}@{self.protocol.get('version')}"
+        return f"{self.model.name} under {named} on {self.data.count} examples"
 
     @property
     def shards(self) -> int:
@@ -182,7 +189,8 @@ class Run:
                 write_whole(folder / "plan.json", content, first=True)
         run = cls.open(folder)  # another process may have been quicker
         if run.plan.key != plan.key:
-            advice = "Choose another `run_dir`, or use `--fresh` to start over here."
+            held = f"It holds {run.plan.about}; this call is about {plan.about}."
+            advice = f"{held} Choose another `run_dir`, or use `--fresh` to start over here."
             raise RunError(complaint(str(folder), "run key", run.plan.key, f"{plan.key} for this call", advice))
         return run
 
@@ -198,7 +206,8 @@ class Run:
             return cls(folder, Plan.model_validate_json(path.read_bytes()))
         except OSError as error:
             advice = "`robench evaluate` starts a run and prints its folder."
-            raise RunError(complaint(str(folder), "plan.json", "missing", "the folder of a run", advice)) from error
+            found = missing_or_unreadable(error)
+            raise RunError(complaint(str(folder), "plan.json", found, "the folder of a run", advice)) from error
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "plan"
@@ -356,7 +365,7 @@ class Run:
         """
         missing = self.missing_shards()
         if missing:
-            advice = f"`robench resume {self.folder}` makes them."
+            advice = f"`robench resume {quote(str(self.folder))}` makes them."
             raise RunError(
                 complaint(str(self.folder), "shards", f"{len(missing)} missing", f"{self.plan.shards}", advice)
             )
@@ -517,7 +526,7 @@ def writing(folder: Path, *, where: Path | None = None, argument: str = "run_dir
             yield
     except OSError as error:
         if (folder / "plan.json").exists():
-            advice = f"What is finished is kept: make room, then `robench resume {folder}`."
+            advice = f"What is finished is kept: make room, then `robench resume {quote(str(folder))}`."
         else:
             advice = f"Nothing was computed yet: make room, or choose another `{argument}`."
         reason = error.strerror or type(error).__name__

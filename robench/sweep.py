@@ -121,7 +121,9 @@ def read_sweep(path: Path) -> SweepPlan:
         first = error.errors()[0]
         key = ".".join(map(str, first["loc"])) or "plan"
         advice = "docs/scale.md explains every key."
-        raise RunError(complaint(str(path), key, repr(first["input"])[:80], first["msg"], advice)) from error
+        raise RunError(
+            complaint(str(path), key, repr(first["input"])[:80], first["msg"].removeprefix("Input should be "), advice)
+        ) from error
     for protocol in plan.protocols:
         resolve(protocol)
     folders = [job.folder for job in plan.jobs()]

@@ -203,6 +203,24 @@ def test_a_zero_gradient_is_a_caveat() -> None:
     assert caveat.startswith("The gradient of the cross-entropy is exactly zero at 16 of 16 clean images:")
 
 
+def test_a_model_that_changes_its_images_is_refused_and_they_are_left_as_they_are() -> None:
+    images = torch.rand(16, 3, 8, 8)
+    before = images.clone()
+
+    def in_place(shown: Tensor) -> Tensor:
+        shown -= 0.5
+        return shown.flatten(1)[:, :4]
+
+    with pytest.raises(ModelError, match=r"`model` is changing the images that it is shown; expected images that are"):
+        Classifier(in_place).check(images, classes=4, least=4, gradients=False)
+    assert torch.equal(images, before)
+
+
+def test_a_model_without_values_is_refused() -> None:
+    with pytest.raises(ModelError, match=r"`device` is `meta`, where parameters have no values; expected one that"):
+        Classifier(small_net().to("meta")).check(torch.rand(16, 3, 8, 8), classes=4, least=4, gradients=False)
+
+
 def test_what_is_not_callable_is_refused() -> None:
     with pytest.raises(ModelError, match=r"`model` is int; expected a callable that returns logits\."):
         Classifier(3)

@@ -43,7 +43,7 @@ def test_a_missing_ray_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(RunError) as caught, cluster():
         pytest.fail("there is no ray")
-    advice = "Install it: `pip install robench[ray]`."
+    advice = "Install it: `pip install 'robench[ray]'`."
     assert str(caught.value) == f"robench: `ray` is not installed; expected the package. {advice}"
 
 

@@ -243,6 +243,44 @@ def test_fresh_deletes_runs_only(tmp_path: Path, protocol: Path) -> None:
     assert (folder / "thesis.tex").exists()
 
 
+def test_fresh_starts_over_where_the_plan_is_damaged(tmp_path: Path, protocol: Path) -> None:
+    net, folder = small_net(), tmp_path / "run"
+    before = evaluate(net, protocol, data=_data(net), run_dir=folder)
+    path = folder / "plan.json"
+    path.write_bytes(path.read_bytes()[:-40])
+    with pytest.raises(RunError, match=r"plan\.json: `plan` is .+ Start over with `--fresh`\.$"):
+        evaluate(net, protocol, data=_data(net), run_dir=folder)
+    after = evaluate(net, protocol, data=_data(net), run_dir=folder, options=Options(fresh=True))
+    assert after.to_bytes() == before.to_bytes()
+
+
+def test_a_model_that_fails_in_the_middle_is_named_and_what_is_finished_is_kept(tmp_path: Path, protocol: Path) -> None:
+    net = small_net()
+    data = _data(net)
+    evaluate(net, protocol, data=data, run_dir=tmp_path / "whole", options=Options(shard_size=10))
+    folder = tmp_path / "cut"
+
+    def failing(images: Tensor) -> Tensor:
+        if list(folder.glob("shards/*.csv")):  # the first are there
+            raise ValueError("the licence server is gone\nand more")
+        answer: Tensor = net(images)
+        return answer
+
+    net_again = nn.Sequential(net).eval()
+    net_again.forward = failing  # type: ignore[method-assign]  # the same weights, and a failure
+    with pytest.raises(ModelError) as caught:
+        evaluate(net_again, protocol, data=data, run_dir=folder, options=Options(shard_size=10))
+    assert str(caught.value) == (
+        "Sequential: `model` is failing with ValueError: the licence server is gone; expected logits for any batch of "
+        "images. What is finished is kept: mend the model, and make the same call again."
+    )
+    assert isinstance(caught.value.__cause__, ValueError)
+    assert 0 < len(Run.open(folder).missing_shards()) < 15
+    net_again.forward = lambda images: net(images)  # type: ignore[method-assign]
+    evaluate(net_again, protocol, data=data, run_dir=folder)
+    assert (folder / "outcomes.csv.gz").read_bytes() == (tmp_path / "whole" / "outcomes.csv.gz").read_bytes()
+
+
 def test_several_protocols_give_several_results(tmp_path: Path, protocol: Path) -> None:
     net = small_net()
     second = tmp_path / "other.toml"

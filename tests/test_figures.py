@@ -241,6 +241,19 @@ def test_several_runs_share_one_axes(tmp_path: Path, protocol: Path, drawn: list
     assert _overlaps(drawn[0]) == []
 
 
+def test_runs_without_clean_images_are_compared_in_a_picture(tmp_path: Path, drawn: list[Figure]) -> None:
+    results = [
+        evaluate(name, "mini-stylized", limit=32, run_dir=tmp_path / name) for name in ("mini-resnet", "mini-deit")
+    ]
+    draw_comparison(tmp_path / "a.png", results)
+    (axes,) = drawn[0].axes
+    assert [list(line.get_ydata()) for line in axes.lines] == [  # type: ignore[arg-type]  # arrays
+        [100 * metric.value for metric in result.metrics] for result in results
+    ]
+    assert axes.get_ylabel() == "accuracy, %"
+    assert _overlaps(drawn[0]) == []
+
+
 def test_letters_go_on_after_z() -> None:
     assert [letter(index) for index in (0, 1, 25, 26)] == ["A", "B", "Z", "#27"]
 

@@ -6,6 +6,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -185,8 +186,8 @@ def test_the_digest_sees_keys_that_come_and_go() -> None:
 
 @given(
     st.sampled_from(["version", "seed", "data__count", "data__crop", "data__resize", "attack__steps"]),
-    st.integers(1, 10**6),
-    st.integers(1, 10**6),
+    st.integers(1, 4096),
+    st.integers(1, 4096),
 )
 @settings(max_examples=40, deadline=None, derandomize=True)
 def test_equal_numbers_and_only_they_have_equal_digests(path: str, first: int, second: int) -> None:
@@ -216,6 +217,13 @@ def test_anything_else_is_no_fraction(text: str) -> None:
         fraction(text)
 
 
+@pytest.mark.parametrize("text", ["9" * 31, f"1/{'9' * 31}", "9" * 5000])
+def test_a_fraction_has_digits_that_a_float_can_hold(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^expected a fraction .*, of at most 30 digits on a side$"):
+        fraction(text)
+    assert np.isfinite(np.float32(float(fraction("9" * 30))))
+
+
 def test_a_denominator_is_not_zero() -> None:
     with pytest.raises(ValueError, match=r"^expected a denominator other than zero$"):
         fraction("4/0")
@@ -242,6 +250,8 @@ MESSAGES: list[tuple[dict[str, Any], str]] = [
     ({"version": True}, "`version` is True; expected a valid integer."),
     ({"version": 0}, "`version` is 0; expected greater than or equal to 1."),
     ({"seed": -1}, "`seed` is -1; expected greater than or equal to 0."),
+    ({"data__crop": 4097}, "`data.crop` is 4097; expected less than or equal to 4096."),
+    ({"seed": 2**63}, f"`seed` is {2**63}; expected less than {2**63}."),
     ({"data__crop": "64"}, "`data.crop` is '64'; expected a valid integer."),
     ({"data__count": 0}, "`data.count` is 0; expected greater than 0."),
     ({"data__classes": 1}, "`data.classes` is 1; expected greater than or equal to 2."),

@@ -117,6 +117,7 @@ def test_another_run_in_the_folder_is_refused(tmp_path: Path) -> None:
         Run.create(tmp_path, plan(key="0a" * 32))
     assert str(caught.value) == (
         f"{tmp_path}: `run key` is {KEY}; expected {'0a' * 32} for this call. "
+        f"It holds {plan().about}; this call is about {plan().about}. "
         "Choose another `run_dir`, or use `--fresh` to start over here."
     )
     assert (tmp_path / "plan.json").read_bytes() == before
@@ -127,6 +128,14 @@ def test_a_folder_without_a_plan_is_no_run(tmp_path: Path) -> None:
         Run.open(tmp_path)
     expected = "the folder of a run. `robench evaluate` starts a run and prints its folder."
     assert str(caught.value) == f"{tmp_path}: `plan.json` is missing; expected {expected}"
+
+
+def test_a_plan_that_may_not_be_read_is_not_called_missing(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").mkdir()
+    with pytest.raises(
+        RunError, match=r"`plan\.json` is unreadable \(Is a directory\); expected the folder of a run\."
+    ):
+        Run.open(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_what_a_sweep_would_take_comes_from_a_few_batches(plan: SweepPlan) -> No
     ("old", "new", "message"),
     [
         ("limit = 4", "limits = 4", r"`limits` is 4; expected Extra inputs are not permitted\. docs/scale\.md"),
-        ("limit = 4", "limit = 0", r"`limit` is 0; expected Input should be greater than 0"),
+        ("limit = 4", "limit = 0", r"`limit` is 0; expected greater than 0"),
         ("schema", "sch ema", r"`file` is no TOML \(.*\); expected the plan of a sweep\."),
         (
             "nowhere:model",

@@ -9,6 +9,7 @@ from rich.text import Text
 
 from robench.cli.screen import err, out, print_json
 from robench.errors import ProtocolError, complaint, did_you_mean
+from robench.protocol import FRACTION_FORM, fraction
 
 
 def bench(
@@ -34,6 +35,8 @@ def bench(
     chosen = CATALOGUE[name]
     if against not in (None, chosen.against):
         raise ProtocolError(complaint("robench bench", "against", f"`{against}`", f"`{chosen.against}`"))
+    if epsilon is not None:
+        _check_radius(epsilon)
     if not wait_for_rest(0):
         err.print("Waiting up to two minutes for the machine to come to rest.", markup=False)
         wait_for_rest()
@@ -51,6 +54,13 @@ def bench(
             table.add_row(key.replace("_", " "), Text(_shown(value)))
     out.print(table)
     out.print(found.line(chosen.against), markup=False, soft_wrap=True)
+
+
+def _check_radius(epsilon: str) -> None:
+    try:
+        fraction(epsilon)
+    except ValueError as error:
+        raise ProtocolError(complaint("robench bench", "epsilon", f"`{epsilon}`", FRACTION_FORM)) from error
 
 
 def _shown(value: object) -> str:

@@ -16,7 +16,8 @@ def list_(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdou
     if json:
         print_json([protocol.model_dump(mode="json", by_alias=True) for protocol in protocols])
         return
-    table = Table(Column("protocol", no_wrap=True), "status", "data", "what it measures")
+    headings = [Column(heading, overflow="fold") for heading in ("status", "data", "what it measures")]
+    table = Table(Column("protocol", no_wrap=True), *headings)
     for protocol in protocols:
         data = f"{protocol.data.source}, {protocol.data.count:,}"
         table.add_row(protocol.exact_name, protocol.status, data, Text(protocol.title))

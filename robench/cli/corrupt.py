@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robench.cli.screen import bar, err, out, print_json
+from robench.cli.screen import bar, err, interruptible, out, print_json
 from robench.errors import DataError, complaint
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def corrupt(
         frost=ice,  # type: ignore[arg-type]  # checked with the rest
         size=size,
     )
-    with bar() as progress:
+    with interruptible("what is written is kept: the same command goes on."), bar() as progress:
         task = progress.add_task("images", total=None, note="")
         written = write_tree(
             source,

@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from robench.cli.corrupt import corrupt
-from robench.cli.screen import bar, out, print_json
+from robench.cli.screen import bar, interruptible, out, print_json
 from robench.cli.stylize import stylize
 from robench.errors import DataError, complaint, did_you_mean, first_few
 from robench.protocol import Protocol
@@ -49,7 +49,7 @@ def fetch(
         raise DataError(complaint("robench data fetch", "name", f"`{name}`", "what can be fetched", advice))
     folder = to if to is not None else cached(name)
     publication = PUBLICATIONS[name]
-    with bar() as progress:
+    with interruptible("what has arrived is kept: the same command goes on."), bar() as progress:
         task = progress.add_task(name, total=len(publication.files) + 1, note="")
         fetched = get(
             publication,

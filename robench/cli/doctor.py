@@ -1,6 +1,5 @@
 """`robench doctor`: is this machine ready."""
 
-import os
 import shutil
 from pathlib import Path
 from typing import Annotated
@@ -20,6 +19,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
 
     from robench.data import CATALOGUE, CELLS, READERS
     from robench.data.textures import PUBLISHED
+    from robench.hub import own_token
 
     report: dict[str, str] = dict(environment())
     broken = False
@@ -39,8 +39,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
             report[f"{what} {name}"] = look(name)
         except (RobenchError, OSError) as error:
             report[f"{what} {name}"], broken = f"BROKEN: {error}", True
-    token = os.environ.get("HF_TOKEN") or (Path.home() / ".cache/huggingface/token").exists()
-    report["Hugging Face token"] = "present" if token else "none (bundled models need none)"
+    report["Hugging Face token"] = "present" if own_token() else "none (bundled models need none)"
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     report["disk"] = f"{free:.1f} GiB free in the working directory"
     if json:

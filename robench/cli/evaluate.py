@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -83,7 +84,7 @@ def evaluate(
         str, typer.Argument(help="`mini-resnet`, `timm:NAME`, `hf-hub:org/name`, a folder, or `module.path:function`.")
     ],
     protocols: Annotated[list[str], typer.Argument(metavar="PROTOCOL...", help="Ids, `id@version`, or TOML files.")],
-    data: Annotated[Path | None, typer.Option(help="Folder of images, or `hf-hub:org/name[@revision]`.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Folder of images, or `hf-hub:org/name\\[@revision]`.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples: a partial result.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; default `runs/MODEL/PROTOCOL-KEY`.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
@@ -103,7 +104,7 @@ def evaluate(
     fresh: Annotated[bool, typer.Option("--fresh", help="Start over.")] = False,
     estimate: Annotated[bool, typer.Option("--estimate", help="Say what it would cost at most, and stop.")] = False,
     engine: Annotated[str, typer.Option(help="`native`, or `reference`: AutoAttack by pyautoattack.")] = "native",
-    fast_path: Annotated[bool, typer.Option("--fast-path/--no-fast-path", help="Attack a faster copy.")] = True,
+    no_fast_path: Annotated[bool, typer.Option("--no-fast-path", help="Attack the model, not a faster copy.")] = False,
     compiled: Annotated[bool, typer.Option("--compile", help="Compile that copy: for long runs on a GPU.")] = False,
     save_adversarial: Annotated[Path | None, typer.Option(help="Folder for the images that fooled, as .npy.")] = None,
     radii: Annotated[
@@ -144,7 +145,7 @@ def evaluate(
             fresh=fresh,
             workers=workers,
             engine=engine,  # type: ignore[arg-type]  # checked at the door, with a message
-            fast_path=fast_path,
+            fast_path=not no_fast_path,
             compile=compiled,
             watcher=Silent() if follows else screen,
             save_adversarial=save_adversarial,
@@ -160,7 +161,7 @@ def evaluate(
             del arguments["run_dir"]
             estimates = [expect(model, each, **arguments) for each in protocols]
         elif radii is not None:
-            curve = radius_curve(model, chosen, radii.split(","), **arguments)
+            curve = radius_curve(model, chosen, [each.strip() for each in radii.split(",")], **arguments)
         else:
             results = run(model, chosen, **arguments)
     if follows:
@@ -221,7 +222,7 @@ def _shown() -> Iterator[Screen]:
     except KeyboardInterrupt:
         screen.stop()
         if screen.run_dir is not None:
-            advice = f"Go on with:\n  robench resume {screen.run_dir}"
+            advice = f"Go on with:\n  robench resume {quote(str(screen.run_dir))}"
             err.print(f"Interrupted; what is finished is kept. {advice}", markup=False)
         raise typer.Exit(130) from None
     finally:
@@ -243,7 +244,7 @@ def _report(results: list[Result], json: bool) -> None:
         out.print(str(result), markup=False)
         out.print(f"run: {result.run_dir}", markup=False)
         if result.asks is None:
-            out.print(f"next: robench compare {result.run_dir} OTHER_RUN", markup=False)
+            out.print(f"next: robench compare {quote(str(result.run_dir))} OTHER_RUN", markup=False)
     show_beside_clean(results)
 
 

@@ -17,7 +17,7 @@ def refute(
     by: Annotated[str, typer.Option(help="Who found them.")],
     how: Annotated[str, typer.Option(help="With which attack, in a line.")],
     model: Annotated[
-        str | None, typer.Option(help="Where the model is to be had; default what the claim's `[loader]` says.")
+        str | None, typer.Option(help="Where the model is to be had; default what the claim's `\\[loader]` says.")
     ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the protocol's images.")] = None,
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,

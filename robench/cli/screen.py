@@ -2,8 +2,11 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
@@ -31,6 +34,16 @@ def bar() -> Progress:
         console=err,
         disable=not err.is_terminal,
     )
+
+
+@contextmanager
+def interruptible(advice: str) -> Iterator[None]:
+    """Let Ctrl-C end a command with a line that says how to go on, and exit code 130."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        err.print(f"Interrupted; {advice}", markup=False)
+        raise typer.Exit(130) from None
 
 
 def duration(seconds: float) -> str:

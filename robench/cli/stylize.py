@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from robench.cli.corrupt import show_written
-from robench.cli.screen import bar, print_json
+from robench.cli.screen import bar, interruptible, print_json
 
 _WEIGHTS = "A safetensors file, or `hf-hub:org/name/file@revision`, laid out as pytorch-AdaIN's"
 
@@ -36,7 +36,7 @@ def stylize(
 
     settings = Settings(alpha=alpha, seed=seed, begin=begin, batch_size=batch_size)
     networks = AdaIN.load(encoder, decoder, device=device)
-    with bar() as progress:
+    with interruptible("what is written is kept: the same command goes on."), bar() as progress:
         task = progress.add_task("pictures", total=None, note="")
         written = write_stylized(
             content,

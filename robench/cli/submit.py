@@ -34,7 +34,8 @@ def submit(
     family: Annotated[str | None, typer.Option(help=f"One of {', '.join(FAMILIES)}.")] = None,
     notes: Annotated[str | None, typer.Option(help="One line that readers of the row should know.")] = None,
     loader: Annotated[
-        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A key of `[loader]`; what the run says is filled in.")
+        list[str] | None,
+        typer.Option(metavar="KEY=VALUE", help="A key of `\\[loader]`; what the run says is filled in."),
     ] = None,
     repository: Annotated[Path, typer.Option(help="A clone of the benchmark.")] = Path(),
     pr: Annotated[bool, typer.Option("--pr", help="Push, and open the pull request through `gh`.")] = False,

@@ -1,8 +1,9 @@
 """`robench sweep` and `robench estimate`: many models under many protocols, and how long they would take."""
 
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -10,7 +11,8 @@ import typer
 from rich.table import Column, Table
 from rich.text import Text
 
-from robench.cli.screen import bar, duration, err, out, print_json
+from robench.cli.screen import bar, duration, err, interruptible, out, print_json
+from robench.errors import RobenchError
 
 if TYPE_CHECKING:
     from robench.forecast import Work
@@ -38,7 +40,12 @@ def sweep(
     def show(row: "Row") -> None:
         err.print(f"{row.job}: {row.error or row.result}", markup=False, style="red" if row.error else None)
 
-    with cluster(address, cpus=processes) if executor == "ray" else nullcontext() as ray, _progress(chosen):
+    with (
+        interruptible("what is finished is kept: the same command goes on."),
+        cluster(address, cpus=processes) if executor == "ray" else nullcontext() as ray,
+        _progress(chosen),
+        redirect_stdout(sys.stderr),  # what the user's own code prints
+    ):
         rows = run(chosen, ray, processes=processes, on_row=show)
     if json:
         print_json([row.__dict__ for row in rows])
@@ -61,10 +68,11 @@ def _progress(plan: "SweepPlan") -> Iterator[None]:
 
     def look() -> None:
         while not ended.wait(LOOK_SECONDS):
-            done, total = shards_done(plan)
-            finished = sum((job.folder / "result.json").exists() for job in plan.jobs())
-            note = f"{finished} of {len(plan.jobs())} runs"
-            shown.update(task, completed=done, total=total or None, note=note)
+            with suppress(RobenchError):  # what is wrong with a run is said by who runs it
+                done, total = shards_done(plan)
+                finished = sum((job.folder / "result.json").exists() for job in plan.jobs())
+                note = f"{finished} of {len(plan.jobs())} runs"
+                shown.update(task, completed=done, total=total or None, note=note)
 
     thread = threading.Thread(target=look, daemon=True)
     with shown:
@@ -86,9 +94,10 @@ def estimate(
     from robench.sweep import read_sweep, works_of
 
     works = []
-    for work in works_of(read_sweep(plan)):
-        err.print(f"{work.name}: {duration(work.seconds)} on one worker.", markup=False)
-        works.append(work)
+    with redirect_stdout(sys.stderr):  # as above
+        for work in works_of(read_sweep(plan)):
+            err.print(f"{work.name}: {duration(work.seconds)} on one worker.", markup=False)
+            works.append(work)
     steps = sorted({1, gpus, *(2**power for power in range(gpus.bit_length()) if 2**power <= gpus)})
     found = [forecast(works, each) for each in steps]
     if json:

@@ -1,12 +1,13 @@
 """`robench textures build`: make a dictionary of textures."""
 
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robench.cli.screen import bar, err, out
+from robench.cli.screen import bar, err, interruptible, out
 from robench.errors import RecipeError, complaint
 
 if TYPE_CHECKING:
@@ -66,6 +67,7 @@ def build(
     """Build a dictionary of textures; the same call again goes on where it was stopped."""
     import torch
 
+    from robench.classifier import check_device
     from robench.environment import environment
     from robench.synthesis import build as make
     from robench.synthesis import load_recipe, open_images
@@ -77,18 +79,14 @@ def build(
         chosen = chosen.model_copy(update={"model": model})
     if threads is not None:
         torch.set_num_threads(threads)
+    check_device(device or "cpu", "robench textures build")
     screen = _Screen()
-    try:
+    with interruptible("the same command goes on after the last finished class."), ExitStack() as after:
+        after.callback(screen.end)
         source = open_images(chosen, data, workers=workers)
         provenance = {"source": source.name, "environment": environment(), "threads": torch.get_num_threads()}
         network = load_model(chosen.model, weights=weights).eval().to(device or "cpu")
         made = make(chosen, source, network, folder, classes=wanted, provenance=provenance, watcher=screen)
-    except KeyboardInterrupt:
-        screen.end()
-        err.print("Interrupted; the same command goes on after the last finished class.")
-        raise typer.Exit(130) from None
-    finally:
-        screen.end()
     count, each = made.textures.shape[:2]
     out.print(f"{count} classes of {each} textures, {made.size} pixels: {folder}", markup=False)
     out.print(f'textures_sha256 = "{made.sha256}"', markup=False)

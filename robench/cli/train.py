@@ -1,13 +1,14 @@
 """`robench train`: follow a recipe."""
 
 import os
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 
-from robench.cli.screen import bar, err, out
+from robench.cli.screen import bar, err, interruptible, out
 
 
 class _Screen:
@@ -90,25 +91,22 @@ def train(
     from robench.heap import keep_freed_memory
     from robench.training import Options
     from robench.training import train as follow
+    from robench.training.export import check_push, export_path
+    from robench.training.export import push as push_folder
 
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
+    if push is not None:
+        check_push(export_path(resolved.recipe, folder), push)
     screen = _Screen()
     options = Options(data, teacher, workers, cpu, minutes, tensorboard)
-    try:
+    with interruptible("the same command goes on after the last checkpoint."), ExitStack() as after:
+        after.callback(screen.end)
         provenance = {"environment": environment(), "threads": torch.get_num_threads()}
         weights = follow(resolved.recipe, folder, provenance=provenance, watcher=screen, options=options)
-    except KeyboardInterrupt:
-        screen.end()
-        err.print("Interrupted; the same command goes on after the last checkpoint.")
-        raise typer.Exit(130) from None
-    finally:
-        screen.end()
     if os.environ.get("RANK", "0") != "0":  # under torchrun the first process speaks for all
         return
     out.print(f"Weights: {weights}\nLog: {weights.with_suffix('.jsonl')}", markup=False)
     if push is not None:
-        from robench.training.export import push as push_folder
-
         out.print(f"On the Hub: {push_folder(weights, push)}", markup=False)

@@ -3,13 +3,14 @@
 import hashlib
 import re
 import subprocess
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from robench.cli.evaluate import Screen
-from robench.cli.screen import err, out
+from robench.cli.screen import err, interruptible, out
 from robench.errors import SubmissionError, complaint
 from robench.validation import Claim, Rules, errors, examine, places
 from robench.verification import FOLDER, Verdict, broken_since, tier_of
@@ -41,12 +42,11 @@ def verify(
     place, screen = claim.place, Screen()
     draw = Draw(merge_commit or _merged(path), public_value, whole=whole, nothing=only_refutations)
     folder = run_dir or Path("runs") / "verify" / place.model / place.protocol
-    try:
+    with interruptible("what is finished is kept: the same command goes on."), ExitStack() as after:
+        after.callback(screen.stop)
         verdict = challenge(
             claim, draw, by=by, run_dir=folder, data=data, device=device, batch_size=batch_size, watcher=screen
         )
-    finally:
-        screen.stop()
     target = write_beside(claim, FOLDER, by, verdict.to_bytes())
     _show(claim, verdict)
     out.print(f"written: {target}", markup=False)

@@ -49,7 +49,9 @@ def _show(baseline: "Baseline") -> None:
 
 
 def convert(
-    source: Annotated[str, typer.Argument(help="A pickled checkpoint: a file, or `hf-hub:org/name/file[@revision]`.")],
+    source: Annotated[
+        str, typer.Argument(help="A pickled checkpoint: a file, or `hf-hub:org/name/file\\[@revision]`.")
+    ],
     target: Annotated[Path, typer.Argument(help="A new folder; or FILE.safetensors for the weights alone.")],
     architecture: Annotated[str | None, typer.Option(help="timm's name of the network that a folder is for.")] = None,
     model_args: Annotated[str | None, typer.Option(help='Its arguments as JSON, such as `{"embed_dim": 256}`.')] = None,

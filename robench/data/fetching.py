@@ -84,8 +84,8 @@ def fetch(
     base = (base_url or publication.base_url).rstrip("/")
     if not base.startswith(("https://", "http://")):
         raise DataError(complaint("fetch", "base_url", f"`{base}`", "an address that begins with https:// or http://"))
-    if not timeout > 0:
-        raise DataError(complaint("fetch", "timeout", timeout, "more than 0 seconds"))
+    if not 0 < timeout <= 86_400:
+        raise DataError(complaint("fetch", "timeout", timeout, "more than 0 seconds, and at most a day"))
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         check_digest(str(folder), read_published(folder), publication.sha256, "the protocol says")
         return False

@@ -47,13 +47,31 @@ def way_to_name(name: str) -> str:
 def configuration_file() -> Path:
     """The user's configuration, which need not exist; `XDG_CONFIG_HOME` moves it."""
     home = Path(os.environ.get("XDG_CONFIG_HOME", ""))
-    return (home if home.is_absolute() else Path.home() / ".config") / "robench" / "config.toml"
+    return (home if home.is_absolute() else _home() / ".config") / "robench" / "config.toml"
 
 
 def cached(name: str) -> Path:
     """Where a fetched data set lies unless the user says otherwise; `XDG_CACHE_HOME` moves it."""
     home = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    return (home if home.is_absolute() else Path.home() / ".cache") / "robench" / name
+    return (home if home.is_absolute() else _home() / ".cache") / "robench" / name
+
+
+def _home() -> Path:
+    """The user's own folder.
+
+    Raises:
+      DataError: there is none, as in a container whose user has no name.
+    """
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        advice = "Set HOME, or XDG_CONFIG_HOME and XDG_CACHE_HOME."
+        raise DataError(complaint("environment", "HOME", "not set", "the user's own folder", advice)) from error
+
+
+def expanded(path: str) -> Path:
+    """A path with `~` for the user's own folder; that of a user who is not known stays as it is."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111  # `Path.expanduser` raises
 
 
 def locate(name: str, *, known: Iterable[str]) -> Location | None:
@@ -67,7 +85,7 @@ def locate(name: str, *, known: Iterable[str]) -> Location | None:
     """
     named = os.environ.get(variable(name))
     if named:
-        return Location(Path(named).expanduser(), variable(name))
+        return Location(expanded(named), variable(name))
     file = configuration_file()
     path = _configured(file, known).get(name)
     if path is not None:
@@ -101,6 +119,6 @@ def _check_keys(file: Path, prefix: str, content: dict[str, Any], known: Iterabl
 def _folder(file: Path, name: str, path: Any) -> Path:
     if isinstance(path, str) and path.startswith(SCHEME):
         return Path(path)
-    if not isinstance(path, str) or not Path(path).expanduser().is_absolute():
+    if not isinstance(path, str) or not expanded(path).is_absolute():
         raise DataError(complaint(str(file), f"data.{name}", repr(path), 'an absolute path, such as "/data/imagenet"'))
-    return Path(path).expanduser()
+    return expanded(path)

@@ -14,6 +14,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from robench.classifier import check_device
+from robench.data.locations import expanded
 from robench.errors import ModelError, complaint
 from robench.hub import SCHEME, Hub, open_snapshot, parse
 from robench.zoo.state import load_strictly, sha256_of, tensors_of
@@ -102,12 +104,7 @@ class AdaIN:
         Raises:
           ModelError: weights are not named, cannot be had, or have another layout; or there is no such device.
         """
-        try:
-            torch.empty(0, device=device)
-        except (RuntimeError, AssertionError) as failure:
-            found, advice = f"`{device}`", "`robench doctor` shows what is there."
-            message = complaint("robench data stylize", "device", found, "a device of this machine", advice)
-            raise ModelError(message) from failure
+        check_device(device, "robench data stylize")
         paths = _found("encoder", encoder), _found("decoder", decoder)
         networks = build_encoder(), build_decoder()
         for part, path, network in zip(PUBLISHED, paths, networks, strict=True):
@@ -157,7 +154,7 @@ def _found(part: Part, reference: str | None) -> Path:
             expected = "`hf-hub:org/name/file[@revision]`"
             raise ModelError(complaint("robench data stylize", part, f"`{reference}`", expected))
         return open_snapshot(address, Hub(), (address.file,)).fetch(address.file)
-    path = Path(reference).expanduser()
+    path = expanded(reference)
     if not path.is_file():
         raise ModelError(complaint("robench data stylize", part, f"`{reference}`", "a file, or `hf-hub:org/name/file`"))
     return path

@@ -4,6 +4,7 @@ Not here: who teaches whom (`recipes/distillation.toml`).
 """
 
 from pathlib import Path
+from shlex import quote
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +35,8 @@ def load_teacher(recipe: Recipe, path: Path | None, folder: Path) -> nn.Module:
     teacher = load_recipe(name)
     found = path or export_path(teacher, folder)
     if not found.exists():
-        advice = f"Train it first: `robench train {name} --out {folder}`; or name its weights: `--teacher PATH`."
+        command = f"robench train {name} --out {quote(str(folder))}"
+        advice = f"Train it first: `{command}`; or name its weights: `--teacher PATH`."
         raise RecipeError(complaint(recipe.name, "teacher", f"missing ({found})", f"the weights of `{name}`", advice))
     weights = found / HUB_FILE if found.is_dir() else found
     with torch.random.fork_rng(devices=[]):

@@ -13,10 +13,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from robench.errors import ModelError, complaint
-from robench.hub import LIBRARY, LOG_IN, Hub, own_token, page_of, parse
+from robench.hub import LIBRARY, LOG_IN, Address, Hub, own_token, page_of, parse
 from robench.training.checkpoint import writing
 from robench.training.recipe import Recipe
 from robench.zoo import Normalised
+from robench.zoo.state import SUFFIX
 
 _OF_OTHER_WEIGHTS = ("url", "hf_hub_id", "file", "tag", "license", "origin_url", "paper_name", "paper_ids")
 """What timm says of the weights that it publishes itself."""
@@ -74,15 +75,7 @@ def push(folder: Path, repository: str, hub: Hub | None = None) -> str:
       ModelError: the folder is a mini model's file, no one is logged in, or the Hub refuses.
     """
     hub = hub or Hub()
-    address = parse(repository if ":" in repository else f"hf-hub:{repository}")
-    if not folder.is_dir():
-        expected = "a folder with timm's `config.json`"
-        advice = "Mini models are loaded by `robench evaluate mini-resnet --weights FILE`."
-        raise ModelError(complaint(str(folder), "push", "a file of a mini model", expected, advice))
-    token = own_token()
-    if token is None:
-        advice = f"First {LOG_IN}; the token needs the right to write."
-        raise ModelError(complaint(address.reference, "token", "none", "someone who is logged in", advice))
+    address, token = check_push(folder, repository)
     api = HfApi(endpoint=hub.endpoint, token=token, library_name=LIBRARY)
     try:
         api.create_repo(address.repository, exist_ok=True)
@@ -91,3 +84,24 @@ def push(folder: Path, repository: str, hub: Hub | None = None) -> str:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
         raise ModelError(complaint(address.reference, "push", f"refused ({reason})", "a Hub that takes it")) from error
     return page_of(address, hub)
+
+
+def check_push(path: Path, repository: str) -> tuple[Address, str]:
+    """Check, before a training, what can be known of a push; returns the repository, and the token that it takes.
+
+    Args:
+      path: where the trained model goes; see `export_path`.
+      repository: as in `push`.
+    Raises:
+      ModelError: the model is a mini model, the repository has no such name, or no one is logged in.
+    """
+    address = parse(repository if ":" in repository else f"hf-hub:{repository}")
+    if path.suffix == SUFFIX:
+        expected = "a folder with timm's `config.json`"
+        advice = "Mini models are loaded by `robench evaluate mini-resnet --weights FILE`."
+        raise ModelError(complaint(str(path), "push", "a file of a mini model", expected, advice))
+    token = own_token()
+    if token is None:
+        advice = f"First {LOG_IN}; the token needs the right to write."
+        raise ModelError(complaint(address.reference, "token", "none", "someone who is logged in", advice))
+    return address, token

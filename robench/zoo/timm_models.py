@@ -23,6 +23,8 @@ HUB_FILE = "model.safetensors"
 CONFIG = "config.json"
 PICKLES = (".bin", ".pth", ".pt", ".ckpt", ".pkl", ".tar")
 """How files end whose weights are pickled."""
+_WHICH = f"timm {timm.__version__} is installed; `timm.list_models()` has the names that it knows."
+"""In place of more than a thousand names."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,7 @@ def by_name(name: str, weights: Path | None, *, revision: str | None = None, hub
     reference = f"timm:{name}"
     if not knows(name):
         architecture = name.partition(".")[0]
-        advice = did_you_mean(architecture, timm.list_models()) or f"timm {timm.__version__} is installed."
+        advice = did_you_mean(architecture, timm.list_models(), otherwise=_WHICH)
         raise ModelError(complaint("robench", "model", f"`{reference}`", "the name of a timm model", advice))
     try:
         network = build(name)
@@ -131,7 +133,7 @@ def checked_architecture(name: Any, where: str) -> str:
       ModelError: it is none.
     """
     if not isinstance(name, str) or not is_model(name):
-        advice = did_you_mean(str(name), timm.list_models())
+        advice = did_you_mean(str(name), timm.list_models(), otherwise=_WHICH)
         raise ModelError(complaint(where, "architecture", f"`{name}`", "the name of a timm model", advice))
     return name
 

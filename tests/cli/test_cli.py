@@ -1,3 +1,4 @@
+import importlib.metadata
 import json
 import os
 import re
@@ -168,6 +169,20 @@ def test_main_turns_an_error_into_one_message(
     assert "error: [red]nope[/x] :smile:: `file` is unreadable" in err
 
 
+def test_main_turns_what_the_system_refuses_into_one_message(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = "m" * 300
+    monkeypatch.setattr(sys, "argv", ["robench", "compare", name, name])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    out, err = capsys.readouterr()
+    assert ended.value.code == 2
+    assert out == ""
+    assert err.startswith(f"error: {name}")
+    assert "(File name too long); expected" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -249,6 +264,11 @@ def test_main_turns_an_error_into_one_message(
             r"^deit-s: `data` is missing; expected ImageNet's folder\. Name the folder that contains ",
         ),
         (
+            ["train", "mini-resnet", "--push", "org/name"],  # before a training, not after it
+            r"^trained/mini-resnet\.safetensors: `push` is a file of a mini model; expected a folder with timm's",
+        ),
+        (["train", "deit-s", "--push", "org"], r"^robench: `model` is `hf-hub:org`; expected `hf-hub:org/name"),
+        (
             ["train", "none.toml"],
             r"^none\.toml: `file` is unreadable \(.*No such file.*\); expected a recipe in TOML\.$",
         ),
@@ -284,12 +304,28 @@ def test_a_wrong_argument_is_a_usage_error(arguments: list[str]) -> None:
     assert "Traceback" not in stderr
 
 
+def test_the_version_is_that_of_the_package() -> None:
+    assert _invoke("--version") == (0, f"robench {importlib.metadata.version('robench')}\n", "")
+
+
 def test_help_is_there_for_every_command() -> None:
     code, stdout, _ = _invoke("--help")
     assert code == 0
     for command in ("list", "show", "evaluate", "resume", "compare", "train", "doctor"):
         assert re.search(rf"│ {command} ", stdout)
         assert _invoke(command, "-h")[0] == 0
+
+
+def test_help_shows_what_stands_in_brackets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rich takes `[...]` in a text for a style, and leaves it out."""
+    monkeypatch.setenv("COLUMNS", "300")
+    for command, words in {
+        "evaluate": "`hf-hub:org/name[@revision]`",
+        "convert": "`hf-hub:org/name/file[@revision]`",
+        "submit": "`[loader]`",
+        "refute": "`[loader]`",
+    }.items():
+        assert words in _invoke(command, "-h")[1]
 
 
 def test_evaluate_prints_counts_intervals_and_what_to_do_next() -> None:
@@ -322,6 +358,15 @@ def test_what_the_users_own_code_prints_stays_out_of_the_json() -> None:
     assert code == 0
     assert json.loads(stdout)["model"]["name"] == "chatty"
     assert "loading, please wait" in stderr
+
+
+def test_what_a_swept_model_prints_stays_out_of_the_json() -> None:
+    Path("plan.toml").write_text(
+        'schema = "robench.sweep/1"\nprotocols = ["mini-pgd-linf"]\nlimit = 16\n[[models]]\nmodel = "own_cli:chatty"\n'
+    )
+    rows = _json("sweep", "plan.toml", "--executor", "local")
+    assert [row["job"] for row in rows] == ["own_cli:chatty under mini-pgd-linf"]
+    assert _json("estimate", "plan.toml")["runs"][0]["name"] == rows[0]["job"]
 
 
 def test_several_protocols_give_a_list() -> None:
@@ -441,8 +486,13 @@ def test_compare_takes_many_runs_each_against_the_first() -> None:
     assert _invoke("compare", "three", "four", "three", "--margin", "99")[0] == 0
 
 
+def test_what_is_printed_to_be_typed_is_quoted() -> None:
+    assert "run: a run\nnext: robench compare 'a run' OTHER_RUN\n" in _invoke(*RUN, "a run")[1]
+    assert _refused("compare", "a run", "my run").endswith("Finish the run first: `robench resume 'my run'`.")
+
+
 def test_radii_give_a_table_a_picture_and_json() -> None:
-    arguments = ["evaluate", "own_cli:three", "mini-pgd-linf", "--limit", "16", "--radii", "4/255,0,1/255"]
+    arguments = ["evaluate", "own_cli:three", "mini-pgd-linf", "--limit", "16", "--radii", "4/255, 0,1/255"]
     code, stdout, _ = _invoke(*arguments, "--figure", "a.svg")
     assert code == 0
     assert "three, radii of mini-pgd-linf@1" in stdout
@@ -567,6 +617,25 @@ def test_ctrl_c_in_a_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch)
     assert stderr == "Interrupted; the same command goes on after the last checkpoint.\n"
 
 
+@pytest.mark.parametrize(
+    ("arguments", "stopped", "kept"),
+    [
+        (["data", "corrupt", "a", "b"], "robench.data.corruptions.tree.write_tree", "is written"),
+        (["data", "fetch", "tpa-textures", "--to", "a"], "robench.data.fetching.fetch", "has arrived"),
+    ],
+)
+def test_ctrl_c_in_a_command_that_goes_on_says_so(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], stopped: str, kept: str
+) -> None:
+    def stop(*arguments: Any, **options: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(stopped, stop)
+    code, stdout, stderr = _invoke(*arguments)
+    assert (code, stdout) == (130, "")
+    assert stderr == f"Interrupted; what {kept} is kept: the same command goes on.\n"
+
+
 def test_a_closed_pipe_is_no_traceback() -> None:
     command = f"{sys.executable} -m robench list | true"
     finished = subprocess.run(command, shell=True, capture_output=True, text=True, timeout=120, env=dict(os.environ))
@@ -593,6 +662,9 @@ def test_benches_are_listed_and_an_unknown_one_is_named() -> None:
     unknown = "robench bench: `name` is `pdg`; expected the name of a bench. Did you mean `pgd`?"
     assert _refused("bench", "pdg") == unknown
     assert _refused("bench", "pgd", "--against", "x") == "robench bench: `against` is `x`; expected `foolbox`."
+    assert re.match(
+        r"robench bench: `epsilon` is `0\.1`; expected a fraction", _refused("bench", "pgd", "--epsilon", "0.1")
+    )
 
 
 def test_a_bench_prints_one_object_and_says_when_it_is_not_valid(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -182,8 +182,9 @@ def test_without_a_network_it_says_so(tmp_path: Path, publication: Publication) 
             {"base_url": "file:///etc"},
             "fetch: `base_url` is `file:///etc`; expected an address that begins with https://",
         ),
-        ({"timeout": 0}, "fetch: `timeout` is 0; expected more than 0 seconds."),
-        ({"timeout": float("nan")}, "fetch: `timeout` is nan; expected more than 0 seconds."),
+        ({"timeout": 0}, "fetch: `timeout` is 0; expected more than 0 seconds, and at most a day."),
+        ({"timeout": float("nan")}, "fetch: `timeout` is nan; expected more than 0 seconds, and at most a day."),
+        ({"timeout": 1e300}, "fetch: `timeout` is 1e+300; expected more than 0 seconds, and at most a day."),
     ],
 )
 def test_nonsense_is_refused(tmp_path: Path, publication: Publication, changes: Any, message: str) -> None:

@@ -42,6 +42,23 @@ def test_data_comes_before_both(configuration: Path, monkeypatch: pytest.MonkeyP
     assert len(open_source("imagenet", wnid_folders(tmp_path / "val"), resize=256, crop=224).ids) == 20
 
 
+def test_a_user_without_a_home_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", homeless)
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    with pytest.raises(
+        DataError, match=r"^environment: `HOME` is not set; expected the user's own folder\. Set HOME, or"
+    ):
+        locate("imagenet", known=KNOWN)
+
+
+def test_the_home_of_an_unknown_user_stays_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ROBENCH_IMAGENET", "~no-such-user/imagenet")
+    assert locate("imagenet", known=KNOWN) == Location(Path("~no-such-user/imagenet"), "ROBENCH_IMAGENET")
+
+
 @pytest.mark.parametrize("home", ["", "relative/folder"])
 def test_a_configuration_home_that_is_no_absolute_path_is_as_none(monkeypatch: pytest.MonkeyPatch, home: str) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", home)

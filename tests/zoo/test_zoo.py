@@ -189,9 +189,25 @@ def test_own_code_that_is_not_found_is_named(own_code: Path, reference: str, rea
         resolve(reference)
 
 
+def test_a_file_in_place_of_its_module_is_set_right(own_code: Path) -> None:
+    (own_code / "own_there.py").write_text("def net(): ...\n")
+    with pytest.raises(ModelError, match=r"Name a module, not its file: `own_there:net`, from its folder\.$"):
+        resolve("./own_there.py:net")
+
+
+def test_own_code_that_leaves_python_is_named(own_code: Path) -> None:
+    (own_code / "own_script.py").write_text("import sys\n\n\ndef net():\n    sys.exit('usage: own_script')\n")
+    with pytest.raises(ModelError, match=r"^own_script:net: `function` is failing when called \(SystemExit: usage: "):
+        resolve("own_script:net")
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
-    [("def net(:", r"SyntaxError: invalid syntax .*"), ("1 / 0", r"ZeroDivisionError: division by zero")],
+    [
+        ("def net(:", r"SyntaxError: invalid syntax .*"),
+        ("1 / 0", r"ZeroDivisionError: division by zero"),
+        ("import sys; sys.exit(2)", r"SystemExit: 2"),
+    ],
 )
 def test_own_code_that_cannot_be_imported_is_named(own_code: Path, code: str, reason: str) -> None:
     (own_code / "own_broken.py").write_text(code + "\n")
