@@ -12,6 +12,7 @@ Not here: any attack, protocols, files, and progress bars.
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -231,11 +232,11 @@ class _Driver:
 
     def _glance(self, images: Tensor, clean: Tensor, slots: Tensor) -> Tensor:
         """The budget's glance at images of some slots; many in a row of one slot share one copy of its clean image."""
-        origins, counts = slots.unique_consecutive(return_counts=True)
-        if len(slots) < SHARED * len(origins):
+        runs = [(slot, len(list(run))) for slot, run in groupby(slots.tolist())]
+        if len(slots) < SHARED * len(runs):
             return self.budget.glance(images, clean.index_select(0, slots))
-        pairs = zip(images.split(counts.tolist()), origins.tolist(), strict=True)
-        parts = [(part, clean[slot : slot + 1]) for whole, slot in pairs for part in whole.split(GLANCED)]
+        wholes = zip(torch.split(images, [length for _, length in runs]), runs, strict=True)
+        parts = [(part, clean[slot : slot + 1]) for whole, (slot, _) in wholes for part in torch.split(whole, GLANCED)]
         return torch.cat([self.budget.glance(part, origin) for part, origin in parts])
 
     def _measure(self, excess: Tensor, attack: str) -> None:

@@ -81,7 +81,7 @@ def parts(weights: Tensor, spaces: tuple[int, ...]) -> dict[str, Tensor]:
     """The parts of stacked weights by name, views of shape (N, ...)."""
     shapes = _shapes(spaces)
     rows = torch.split(weights, [math.prod(shape) for shape in shapes.values()], dim=1)
-    return {name: row.unflatten(1, shape) for (name, shape), row in zip(shapes.items(), rows, strict=True)}
+    return {name: row.view(len(row), *shape) for (name, shape), row in zip(shapes.items(), rows, strict=True)}
 
 
 def fresh(draws: RandomSource, spaces: tuple[int, ...], *, step: Tensor) -> Policies:
