@@ -12,6 +12,7 @@ Not here: any attack, protocols, files, and progress bars.
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -26,6 +27,11 @@ from robench.errors import BudgetError, ModelError, complaint
 from robench.losses import margin
 
 __all__ = ["Example", "Finished", "Stage", "drive"]
+
+SHARED = 8
+"""Images of one slot in a row from which they are measured beside one copy of its clean image."""
+GLANCED = 32
+"""Of these, so many at a time: on a CPU what is computed on the way then stays in the cache."""
 
 
 @dataclass(frozen=True)
@@ -164,7 +170,7 @@ class _Driver:
         pool = self.pools[depth]
         # Slots that no example needs only fill small batches up: where each asks for many images, none are kept.
         fewest = self.classifier.minimum_rows
-        pool.fill(self.slots, fewest if pool.rows_a_slot < fewest else 1)
+        pool.fill(pool.capacity(self.slots), fewest if pool.rows_a_slot < fewest else 1)
         query = pool.stage.attack.ask(pool.slots.state)
         pool.rows_a_slot = max(len(query.rows) // len(pool.records), 1)
         try:
@@ -194,13 +200,14 @@ class _Driver:
         in_order = torch.equal(query.rows, torch.arange(len(labels), device=labels.device))
         parts: list[tuple[Tensor, Tensor | None, Tensor | None]] = []
         adversarial: dict[int, tuple[int, Tensor]] = {}
-        for begin in range(0, len(query.rows), self.slots):
-            rows = slice(begin, begin + self.slots)
+        size = self.slots - self.slots % min(pool.rows_a_slot, self.slots)  # of one slot, all in one part if they fit
+        for begin in range(0, len(query.rows), size):
+            rows = slice(begin, begin + size)
             slots, images = query.rows[rows], query.render(rows)
             counted = query.counts[rows] & busy[slots]
             if bool(counted.any()):  # before the model is asked, while the images are in the cache
-                origins = clean[rows] if in_order else clean.index_select(0, slots)
-                self._measure(self.budget.glance(images, origins)[counted], pool.stage.attack.name)
+                excess = self.budget.glance(images, clean[rows]) if in_order else self._glance(images, clean, slots)
+                self._measure(excess[counted], pool.stage.attack.name)
             parts.append(self._ask_model(query, slots, images))
             logits = parts[-1][0]
             predictions = logits.argmax(dim=1)
@@ -222,6 +229,15 @@ class _Driver:
         if objective is None:
             return self.classifier.logits(images), None, None
         return self.classifier.gradient(images, lambda logits: objective(logits, slots))
+
+    def _glance(self, images: Tensor, clean: Tensor, slots: Tensor) -> Tensor:
+        """The budget's glance at images of some slots; many in a row of one slot share one copy of its clean image."""
+        runs = [(slot, len(list(run))) for slot, run in groupby(slots.tolist())]
+        if len(slots) < SHARED * len(runs):
+            return self.budget.glance(images, clean.index_select(0, slots))
+        wholes = zip(torch.split(images, [length for _, length in runs]), runs, strict=True)
+        parts = [(part, clean[slot : slot + 1]) for whole, (slot, _) in wholes for part in torch.split(whole, GLANCED)]
+        return torch.cat([self.budget.glance(part, origin) for part, origin in parts])
 
     def _measure(self, excess: Tensor, attack: str) -> None:
         """Law 1: images that count lie inside the budget; a claim is measured in full, the others at a glance."""

@@ -131,3 +131,13 @@ class EndingAttack(Attack, Protocol):
     def final(self, state: Any) -> Tensor:
         """That image of every slot, inside the budget, float32, shape (N, 3, H, W)."""
         ...
+
+
+@runtime_checkable
+class SearchingAttack(Attack, Protocol):
+    """An attack that asks for many images of each slot at a time."""
+
+    @property
+    def images_a_slot(self) -> int:
+        """How many."""
+        ...

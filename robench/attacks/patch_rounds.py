@@ -37,6 +37,11 @@ class PatchRounds:
         return self.patches * self.rounds * self.queries
 
     @property
+    def images_a_slot(self) -> int:
+        """Images of a round."""
+        return self.queries
+
+    @property
     def most_passes(self) -> tuple[int, int]:
         """Passes with and without gradient of an example that survives."""
         return 0, self.steps

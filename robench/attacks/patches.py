@@ -186,15 +186,13 @@ def cut(bank: Bank, page: Tensor, actions: Tensor, side: int) -> Tensor:
     Returns:
       float32, shape (Q, 3, side, side).
     """
-    channel = torch.arange(3, device=page.device)[:, None, None]
-    span = torch.arange(side, device=page.device)
-    texture, row, column = (number[:, None, None, None] for number in actions[:, 2:].unbind(dim=1))
-    return bank.textures[page[:, None, None, None], texture, channel, row + span[:, None], column + span]
+    texture, row, column = actions[:, 2:].unbind(dim=1)
+    return _squares(bank.textures, side)[page, texture, :, row, column]
 
 
 def crop(images: Tensor, corners: Tensor, side: int) -> Tensor:
     """The square of each image at its upper left corner (row, column), shape (Q, 3, side, side)."""
-    return images[_squares(corners, side)]
+    return _squares(images, side)[_each(images), :, corners[:, 0], corners[:, 1]]
 
 
 def paste(images: Tensor, corners: Tensor, patches: Tensor) -> Tensor:
@@ -207,17 +205,21 @@ def paste(images: Tensor, corners: Tensor, patches: Tensor) -> Tensor:
     Returns:
       `images`.
     """
-    images[_squares(corners, patches.shape[2])] = patches
+    _squares(images, patches.shape[2])[_each(images), :, corners[:, 0], corners[:, 1]] = patches
     return images
 
 
-def _squares(corners: Tensor, side: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Index of a square in each image."""
-    each = torch.arange(len(corners), device=corners.device)[:, None, None, None]
-    channel = torch.arange(3, device=corners.device)[:, None, None]
-    span = torch.arange(side, device=corners.device)
-    row, column = (number[:, None, None, None] for number in corners.unbind(dim=1))
-    return each, channel, row + span[:, None], column + span
+def _squares(images: Tensor, side: int) -> Tensor:
+    """Every square in images of shape (..., H, W), a view of shape (..., rows, columns, side, side).
+
+    So an index says corners alone, and rows of a square are copied as they lie: much faster than a list of pixels.
+    """
+    return images.unfold(-2, side, 1).unfold(-2, side, 1)
+
+
+def _each(images: Tensor) -> Tensor:
+    """Index of each image."""
+    return torch.arange(len(images), device=images.device)
 
 
 def pasted(state: PatchState, rows: Tensor, actions: Tensor) -> Tensor:

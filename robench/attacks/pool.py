@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 
 from robench.arrays import join, put, take
-from robench.attacks.interface import Attack, Examples
+from robench.attacks.interface import Attack, Examples, SearchingAttack
 from robench.attacks.record import Record
 from robench.budgets import Budget
 from robench.randomness import Draws
+
+ENOUGH = 16
+"""Slots that are stepped together as fast as more of them, where each asks for many images."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,8 @@ class Pool:
         self.stage = stage
         self.records: list[Record | None] = []
         self.waiting: deque[tuple[Record, Slots | None]] = deque()
-        self.rows_a_slot = 1
-        """Images that each slot asked for last."""
+        self.rows_a_slot = stage.attack.images_a_slot if isinstance(stage.attack, SearchingAttack) else 1
+        """Images that each slot asks for at a time."""
         self._slots: Slots | None = None
         self._budget, self._seed, self._device = budget, seed, device
 
@@ -78,6 +81,14 @@ class Pool:
     def work(self) -> int:
         """Records in slots or waiting."""
         return sum(record is not None for record in self.records) + len(self.waiting)
+
+    def capacity(self, rows: int) -> int:
+        """Slots that pay where the model is shown so many images at a time.
+
+        Where each slot asks for many images a few of them fill every batch; with more, what they remember would no
+        longer fit into the cache.
+        """
+        return min(rows, max(rows // self.rows_a_slot, ENOUGH))
 
     def fill(self, capacity: int, least: int) -> None:
         """Put waiting records into free slots; drop half of the slots, or with `least` 1 all, that stay empty.

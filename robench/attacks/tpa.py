@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robench.arrays import put, take
+from robench.arrays import put, rows_of, take
 from robench.attacks.interface import Answer, Examples
 from robench.attacks.patch_rounds import PatchRounds, TextureRounds
 from robench.attacks.patches import ACTIONS, PatchState, advance, fooled, remember, rewards, spaces
@@ -67,8 +67,9 @@ class TPA(TextureRounds):
         reward = rewards(state, answer, targeted=self.targeted)
         state = remember(state, reward)
         means = torch.cat([state.agent.means[:, 1:], reward.mean(dim=1, keepdim=True)], dim=1)
-        state = replace(state, agent=Agent(self._learnt(state, reward, fooled(state, answer)), means))
-        state, anew = advance(state, self._ended(state), patches=self.patches)
+        ended = self._ended(state, means)
+        state = replace(state, agent=Agent(self._learnt(state, reward, fooled(state, answer) | ended), means))
+        state, anew = advance(state, ended, patches=self.patches)
         if len(anew):
             beginners = _fresh(take(state.draws, anew), take(state, anew))
             state = replace(state, agent=put(state.agent, anew, beginners))
@@ -80,18 +81,19 @@ class TPA(TextureRounds):
         rows = (~over).nonzero()[:, 0]
         if not len(rows):
             return policies
+        everyone = len(rows) == len(over)
         learnt = learn(
-            take(policies, rows),
-            state.actions[rows],
-            reward[rows],
+            policies if everyone else take(policies, rows),
+            rows_of(state.actions, rows),
+            rows_of(reward, rows),
             learning_rate=self.learning_rate,
             spaces=spaces(state),
         )
-        return put(policies, rows, learnt)
+        return learnt if everyone else put(policies, rows, learnt)
 
-    def _ended(self, state: PatchState) -> Tensor:
+    def _ended(self, state: PatchState, means: Tensor) -> Tensor:
         """Which searches have had all their rounds, or no longer learn, bool, shape (N,)."""
-        oldest, middle, newest = state.agent.means.unbind(dim=1)
+        oldest, middle, newest = means.unbind(dim=1)
         bend = (newest - 2 * middle + oldest).abs()
         ended: Tensor = (state.round >= self.rounds) | ((state.round >= LOOKBACK) & (bend < self.plateau))
         return ended

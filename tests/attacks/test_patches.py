@@ -1,6 +1,6 @@
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -10,6 +10,7 @@ from torch import Tensor
 from robench.attacks.drive import Example, Finished, Stage, drive
 from robench.attacks.interface import Answer, Examples, Query
 from robench.attacks.patch_ascent import WhiteBoxPatches
+from robench.attacks.patch_rounds import TextureRounds
 from robench.attacks.patch_search import GreyPatches, RandomPatches
 from robench.attacks.patches import (
     ACTIONS,
@@ -242,6 +243,38 @@ def test_out_of_memory_in_the_middle_of_a_round_changes_nothing() -> None:
 
 
 @dataclass(frozen=True)
+class Watched(TextureRounds):
+    """Random search that notes how many slots ask at a time."""
+
+    name = "watched"
+    asked: list[int] = field(default_factory=list)
+
+    @property
+    def inner(self) -> RandomPatches:
+        return RandomPatches(self.textures, self.textures_sha256, rounds=self.rounds, queries=self.queries, patches=1)
+
+    def start(self, examples: Examples, budget: PatchArea, draws: RandomSource) -> PatchState:
+        return self.inner.start(examples, budget, draws)
+
+    def ask(self, state: PatchState) -> Query:
+        self.asked.append(len(state.done))
+        return self.inner.ask(state)
+
+    def tell(self, state: PatchState, answer: Answer) -> PatchState:
+        return self.inner.tell(state, answer)
+
+
+@pytest.mark.parametrize(("rows", "slots"), [(20, 16), (64, 16), (800, 20), (8, 8)])
+def test_few_slots_are_filled_where_each_asks_for_many_images(rows: int, slots: int) -> None:
+    attack = Watched(**noise_folder(), rounds=2, queries=40)
+    right = lambda images: torch.tensor([[1.0, 0]]).expand(len(images), 2)  # noqa: E731  # a model that never falls
+    finished = _run(attack, examples(random_images(50), [0] * 50), right, slots=rows)
+    assert [each.queries for each in finished] == [80] * 50
+    assert max(attack.asked) == slots
+    assert sum(attack.asked) == 2 * 50
+
+
+@dataclass(frozen=True)
 class Greedy:
     """Pastes larger patches than the driver's budget allows."""
 
@@ -261,8 +294,10 @@ class Greedy:
         return self.inner.tell(state, answer)
 
 
-def test_patches_that_cover_too_much_are_an_error_whatever_the_attack_says() -> None:
-    attack = Greedy(RandomPatches(**noise_folder(), rounds=1, queries=9, patches=4))
+@pytest.mark.parametrize("queries", [1, 9, 70])
+def test_patches_that_cover_too_much_are_an_error_whatever_the_attack_says(queries: int) -> None:
+    """However many images share a clean one, or a part of those that the model sees at a time."""
+    attack = Greedy(RandomPatches(**noise_folder(), rounds=1, queries=queries, patches=4))
     right = lambda images: torch.tensor([[1.0, 0]]).expand(len(images), 2)  # noqa: E731  # a model that never falls
     with pytest.raises(BudgetError, match=r"^greedy: `image` is \d+ outside its budget; expected at most 1e-06\."):
         _run(attack, examples(random_images(20), [0] * 20), right)
