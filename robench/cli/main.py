@@ -15,6 +15,7 @@ from robench.cli.export import export
 from robench.cli.leaderboard import leaderboard
 from robench.cli.ranks import guard
 from robench.cli.refute import refute
+from robench.cli.reproduce import reproduce
 from robench.cli.screen import err
 from robench.cli.submit import submit
 from robench.cli.sweep import estimate, sweep
@@ -49,6 +50,7 @@ for command in (
     leaderboard,
     comment,
     train,
+    reproduce,
     zoo,
     convert,
     doctor,
