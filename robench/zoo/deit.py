@@ -41,4 +41,5 @@ NETWORKS = {
         VisionTransformer, {"patch_size": 16, **MINI}, first="patch_embed.proj", classifier="head"
     ),
     "hybrid_deit_mini_r18": Network(_hybrid, MINI, first="patch_embed.backbone.conv1", classifier="head"),
+    "hybrid_mini": Network(_hybrid_mini, {}, first="patch_embed.backbone.0", classifier="head"),
 }
