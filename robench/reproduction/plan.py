@@ -18,6 +18,8 @@ from robench.errors import RunError, complaint, did_you_mean
 from robench.registry import resolve
 from robench.training import Recipe, load_recipe
 
+PAINTING = 1.5
+"""Milliseconds in which a training image is painted, on one thread."""
 SECONDS = 60.0
 """What an evaluation is taken to last where a plan does not foretell it."""
 
@@ -159,7 +161,7 @@ class Job:
             teaching = next(each for each in plan.arms if each.recipe == recipe.distillation.teacher)
             teacher = job_name(teaching.name, seed)
         protocols = plan.protocols_of(arm)
-        training = data.examples * recipe.schedule.epochs * arm.milliseconds / 1000
+        training = data.examples * (recipe.schedule.epochs * arm.milliseconds + PAINTING) / 1000
         scoring = sum(plan.seconds.get(protocol, SECONDS) for protocol in protocols)
         return cls(arm.name, seed, recipe, protocols, plan.limit, teacher, training + scoring)
 

@@ -83,7 +83,7 @@ def test_a_plan_asks_for_each_arm_with_each_seed(tmp_path: Path) -> None:
     assert [job.name for job in jobs] == ["plain-s1", "plain-s2", "plain-s3", "taught-s1", "taught-s2", "taught-s3"]
     assert [job.teacher for job in jobs] == [None] * 3 + ["plain-s1", "plain-s2", "plain-s3"]
     assert [job.recipe.seed for job in jobs] == [1, 2, 3, 1, 2, 3]
-    assert [job.seconds for job in jobs] == pytest.approx([1.064] * 3 + [1.128] * 3)
+    assert [job.seconds for job in jobs] == pytest.approx([1.16] * 3 + [1.224] * 3)
     assert len({job.recipe.digest for job in jobs}) == 6
 
 
