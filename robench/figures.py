@@ -37,6 +37,8 @@ METADATA: dict[str, dict[str, Any]] = {
 """Formats by suffix, and what matplotlib would write into them beside the picture."""
 DASHES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+Band = tuple[float, float, float]
+"""A share, and the ends of its interval."""
 STYLE: dict[str, Any] = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -170,6 +172,36 @@ def draw_radii(path: str | Path, curve: RadiusCurve) -> None:
         axes.set_xlabel(f"radius ({curve.norm}, of the unit range; band: 95 % interval)")
         title = f"{short(curve.model, 50)}, radii of {curve.protocol}: {curve.points[0].denominator} images, unranked"
         axes.set_title(plain(title), loc="left")
+        _write(figure, Path(path))
+
+
+def draw_ladder(
+    path: str | Path, title: str, rungs: Sequence[str], curves: Sequence[tuple[str, Sequence[Band]]]
+) -> None:
+    """Draw accuracies along the rungs of a ladder.
+
+    Args:
+      path: of the picture; its suffix is the format.
+      title: above it.
+      rungs: what each is called, from the first to the last.
+      curves: what each is called, and its share of right answers on every rung, with the ends of its interval.
+    Raises:
+      FigureError: as in `draw_result`.
+    """
+    check_figure(path)
+    with _style():
+        figure = _figure(3.4 + 0.16 * len(curves))
+        axes = figure.subplots()
+        places = range(len(rungs))
+        for index, (label, bands) in enumerate(curves):
+            look = _look(index)
+            values, low, high = (_percents(each) for each in zip(*bands, strict=True))
+            axes.fill_between(places, low, high, color=look["color"], alpha=0.15, linewidth=0)
+            axes.plot(places, values, markersize=4, label=plain(label), **look)
+        axes.set_xticks(places, [plain(rung) for rung in rungs], rotation=40, ha="right", rotation_mode="anchor")
+        _accuracy_axis(axes, "accuracy, % (band: 95 % interval)")
+        axes.set_title(plain(title), loc="left")
+        _legend(axes, 1)
         _write(figure, Path(path))
 
 

@@ -20,6 +20,7 @@ from robench.errors import ModelError
 from robench.outcome import ASKED, COLUMNS, PATCH_COLUMNS, SHIFT_COLUMNS
 from robench.protocol import AttackSpec, BallSpec, DataSpec, PatchSpec, Protocol, ScoreSpec, ShiftSpec
 from robench.registry import list_protocols
+from robench.reproduction import plan as reproduction
 from robench.result import (
     Counts,
     DataRecord,
@@ -179,6 +180,19 @@ def test_every_key_of_a_recipe_is_explained() -> None:
     places = {place: table for place, table in TABLES.items() if place}
     keys = {f"{place}.{key}" for place, table in places.items() for key in table.model_fields} | _keys(Recipe)
     assert keys - set(places) - _named("recipes.md") == set()
+
+
+def test_every_key_of_a_plan_of_reproductions_is_explained() -> None:
+    keys = _keys(reproduction.Plan) - {"quick", "arms", "questions"}
+    places: dict[str, type[BaseModel]] = {
+        "quick": reproduction.Quick,
+        "arms": reproduction.Arm,
+        "questions": reproduction.Question,
+        "questions.claims": reproduction.Claim,
+    }
+    for place, record in places.items():
+        keys |= {f"{place}.{key}" for key in _keys(record)}
+    assert keys - {"questions.claims"} - _named("reproduction.md") == set()
 
 
 # --- the table of what is refused

@@ -69,6 +69,7 @@ FLOORS = {
     "synthesis": 4,
     "cells_figure": 4,
     "training": 4,
+    "reproduction": 4,
     "bench": 4,
     "cli": 5,
     "__main__": 5,
@@ -131,6 +132,7 @@ KNOWS_BOTH = {
     "refuting",
     "execution",
     "unattacked",
+    "reproduction",
     "cli",
     "__main__",
 }

@@ -178,12 +178,14 @@ def test_the_wheel_holds_what_runs_without_a_checkout(wheel: Path) -> None:
     expected |= {"robench/py.typed", "robench/data/mini/attack_set.webp"}
     expected |= {f"robench/data/imagenet/{name}.txt.gz" for name in ("val_5000", "wnids")}
     recipes = sorted((ROOT / "robench").glob("*/recipes/*.toml"))
+    plans = sorted((ROOT / "robench" / "reproduction" / "plans").glob("*.toml"))
+    assert len(plans) >= 3
     weights = [path for path in (ROOT / "robench" / "zoo" / "weights").iterdir() if path.name != ".gitkeep"]
     code = sorted((ROOT / "robench").rglob("*.py"))
     textures = list((ROOT / "robench" / "data" / "mini" / "textures").iterdir())
     assert len(textures) == 3
     assert {path.parts[-3] for path in recipes} == {"training", "synthesis"}
-    expected |= {str(path.relative_to(ROOT)) for path in [*recipes, *weights, *textures, *code]}
+    expected |= {str(path.relative_to(ROOT)) for path in [*recipes, *plans, *weights, *textures, *code]}
     assert expected - _names(wheel) == set()
 
 

@@ -13,6 +13,7 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from robench.cli.ladder import evaluate_ladder
 from robench.cli.ranks import check_ranks, device_of, rank_of
 from robench.cli.screen import bar, err, out, print_json
 from robench.cli.shifts import derived_table, grid, show_beside_clean
@@ -80,10 +81,13 @@ def _so_far(progress: Progress) -> str:
 
 
 def evaluate(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(help="`mini-resnet`, `timm:NAME`, `hf-hub:org/name`, a folder, or `module.path:function`.")
     ],
-    protocols: Annotated[list[str], typer.Argument(metavar="PROTOCOL...", help="Ids, `id@version`, or TOML files.")],
+    protocols: Annotated[
+        list[str] | None, typer.Argument(metavar="PROTOCOL...", help="Ids, `id@version`, or TOML files.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of images, or `hf-hub:org/name\\[@revision]`.")] = None,
     limit: Annotated[int | None, typer.Option(help="Only the first so many examples: a partial result.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the run; default `runs/MODEL/PROTOCOL-KEY`.")] = None,
@@ -111,12 +115,22 @@ def evaluate(
         str | None, typer.Option(help="Robust accuracy at these radii, such as `0,1/255,4/255`; never ranked.")
     ] = None,
     figure: Annotated[Path | None, typer.Option(help="Draw the result: a .png, .svg or .pdf file.")] = None,
+    ladder: Annotated[
+        str | None, typer.Option(help="Every rung of a ladder, such as `convnext-mini`; no MODEL is named then.")
+    ] = None,
+    rungs: Annotated[
+        Path | None, typer.Option(help="Where `robench reproduce` trained them; default `reproduced/LADDER`.")
+    ] = None,
     executor: Annotated[str, typer.Option(help="`local`, or `ray`: attack in processes that Ray places.")] = "local",
     processes: Annotated[int, typer.Option(min=1, help="Processes that Ray starts.")] = 1,
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster; default one on this machine.")] = None,
     json: Annotated[bool, typer.Option("--json", help="Print the results as JSON on stdout.")] = False,
 ) -> None:
     """Evaluate a model under one or more protocols; the same call again resumes or reuses the run."""
+    if ladder or rungs:
+        evaluate_ladder(context, [model, *(protocols or ())])
+        return
+    protocols = _some(protocols)
     from robench.cli.estimate import show_estimates
     from robench.cluster import crew_of
     from robench.curves import radius_curve
@@ -129,8 +143,7 @@ def evaluate(
     follows = rank is not None and rank.index > 0
     check_ranks(rank, fresh=fresh, estimate=estimate)
     _check_together(estimate=estimate, radii=radii)
-    if figure is not None:
-        check_figure(figure, protocols=[load_protocol(each) for each in protocols] if radii is None else ())
+    _check_figure(figure, () if radii is not None else protocols)
     figure = None if follows else figure  # rank 0 draws
     attacked = radii is None and any(load_protocol(each).attack is not None for each in protocols)
     showcase = Showcase() if figure is not None and attacked else None
@@ -176,6 +189,18 @@ def evaluate(
         if figure is not None:
             draw_result(figure, results, showcase.exhibits if showcase is not None else ())
         _report(results if isinstance(results, list) else [results], json)
+
+
+def _some(protocols: list[str] | None) -> list[str]:
+    """The protocols; only a ladder takes the place of the model beside them."""
+    if not protocols:
+        raise typer.BadParameter("at least one is needed", param_hint="PROTOCOL...")
+    return protocols
+
+
+def _check_figure(figure: Path | None, protocols: Sequence[str]) -> None:
+    if figure is not None:
+        check_figure(figure, protocols=[load_protocol(each) for each in protocols])
 
 
 def _check_together(*, estimate: bool, radii: str | None) -> None:

@@ -18,6 +18,7 @@ from robench.cli.export import export
 from robench.cli.leaderboard import leaderboard
 from robench.cli.ranks import guard
 from robench.cli.refute import refute
+from robench.cli.reproduce import reproduce
 from robench.cli.screen import err, out
 from robench.cli.submit import submit
 from robench.cli.sweep import estimate, sweep
@@ -51,6 +52,7 @@ for command in (
     leaderboard,
     comment,
     train,
+    reproduce,
     zoo,
     convert,
     doctor,

@@ -118,7 +118,7 @@ def train(
     with random_state_kept():
         training = Training(recipe, folder, provenance, options or Options())
         if not training.accelerator.is_main_process:
-            watcher = _Silent()
+            watcher = Silent()
         weights = export_path(recipe, folder)
         if training.finished_epochs == recipe.schedule.epochs and weights.exists():
             return weights
@@ -356,8 +356,8 @@ class _Passes(nn.Module):
         return logits
 
 
-class _Silent:
-    """Tells nobody."""
+class Silent:
+    """Tells nobody; the log does."""
 
     def begin(self, recipe: Recipe, *, steps: int, finished_epochs: int) -> None:
         pass

@@ -3,7 +3,7 @@
 Regime 50 goes from ResNet-50 to ConvNeXt-T, regime 200 from ResNet-200 to ConvNeXt-B. Each step keeps what the
 steps before it changed (`ROAD`); kernels of 9 and 11 were tried and not kept, so that the road leaves them aside.
 The first network of a regime equals timm's `resnet50` or `resnet200`, the last its `convnext_tiny` or
-`convnext_base`, weight for weight.
+`convnext_base`, weight for weight. Regime 17 is ours: the same steps at the size of the mini suite.
 
 References:
   Liu et al. 2022, arXiv:2201.03545, section 2 and appendix C. No code of the steps was published; these
@@ -177,6 +177,7 @@ def _stem(design: Design, channels_in: int) -> list[nn.Module]:
 REGIMES: dict[int, tuple[Design, dict[str, Any], dict[str, Any]]] = {
     50: (Design((3, 4, 6, 3)), {"depths": (3, 3, 9, 3)}, {"width": 96}),
     200: (Design((3, 24, 36, 3)), {"depths": (3, 3, 27, 3), "width": 84}, {"width": 128}),
+    17: (Design((1, 1, 2, 1), width=16), {"depths": (1, 1, 3, 1)}, {"width": 24}),
 }
 """ResNet, and what "stage ratio" and "width" change in each regime."""
 

@@ -5,6 +5,7 @@ import pytest
 from pydantic import ValidationError
 
 from robench.errors import RecipeError
+from robench.reproduction import bundled_plans, read_plan
 from robench.training import Recipe, bundled_recipes, load_recipe
 from robench.zoo import ARCHITECTURES, MODELS
 
@@ -60,9 +61,10 @@ def test_every_bundled_model_has_a_recipe(name: str) -> None:
     assert recipe.batch_size <= recipe.data.examples
 
 
-def test_recipes_of_the_mini_suite_are_those_of_the_bundled_models_and_of_two_judges() -> None:
+def test_recipes_of_the_mini_suite_are_those_of_bundled_models_two_judges_and_reproductions() -> None:
     recipes = {name for name in bundled_recipes() if load_recipe(name).data.source == "mini"}
-    assert recipes == {*MODELS, "mini-ref-resnet", "mini-ref-deit"}
+    reproduced = {arm.recipe for plan in bundled_plans() for arm in read_plan(plan).arms}
+    assert recipes == {*MODELS, "mini-ref-resnet", "mini-ref-deit", *reproduced}
 
 
 def test_a_recipe_of_ones_own_is_read_from_its_file(tmp_path: Path) -> None:
