@@ -13,13 +13,11 @@ PYTHON ?= $(shell for candidate in python3.11 python3.12 python3.13 python3.14 p
 demo: $(VENV)/.installed
 	$(BIN)/robench evaluate mini-resnet-gelu-adv mini-pgd-linf
 
-# `make test PROCESSES=auto` shares the tests among the cores, at most four. Each process has one thread then: with more,
-# they would wait for one another.
-PROCESSES ?= 0
-ifneq ($(PROCESSES),0)
+# Tests are shared among the cores, at most four; `make test PROCESSES=0` runs them in one process. Each has one thread: with
+# more, they would wait for one another.
+PROCESSES ?= auto
 test: export OMP_NUM_THREADS := 1
 test: export OMP_WAIT_POLICY := PASSIVE
-endif
 
 test: $(VENV)/.installed-test $(VENV)/.browser lint types
 	$(BIN)/python -m pytest --numprocesses $(PROCESSES) --maxprocesses 4 --dist worksteal

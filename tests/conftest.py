@@ -1,8 +1,12 @@
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+
+for name in ("COLUMNS", "LINES"):  # pytest's own processes set them, and what a command prints would be cut accordingly
+    os.environ.pop(name, None)
 
 
 @pytest.fixture(autouse=True)
