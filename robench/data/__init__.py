@@ -16,6 +16,7 @@ from robench.data.imagenet.shifts import SHIFTS, reader
 from robench.data.locations import Location, locate, way_to_name
 from robench.data.mini import CLASSES, attack_set, attack_set_ids
 from robench.data.mini.cells import MiniCells
+from robench.data.mini.hard import MiniHard
 from robench.data.mini.stylized import MiniStylized
 from robench.data.shifts_on_hub import open_archive_on_hub, open_shift_on_hub
 from robench.data.source import Source, Unreadable, Views, check_source
@@ -52,7 +53,7 @@ class Reader(Protocol):
     def __call__(self, root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> FileSource: ...
 
 
-CATALOGUE: dict[str, Callable[[], Source]] = {"mini": _mini, "mini-stylized": MiniStylized}
+CATALOGUE: dict[str, Callable[[], Source]] = {"mini": _mini, "mini-a": MiniHard, "mini-stylized": MiniStylized}
 """What opens a data set that is shipped, by its name in a protocol."""
 
 MADE_IN_CELLS: dict[str, Callable[[Sequence[Cell]], Source]] = {"mini-c": MiniCells}

@@ -1,7 +1,9 @@
 """The set `mini-a` with stand-ins for its reference models."""
 
 import hashlib
+import importlib.resources
 import importlib.util
+import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -13,13 +15,17 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import robench
+from robench.data import open_source
 from robench.data.mini import attack_set, training_set
-from robench.data.mini.hard import HardSet, MiniHard, candidates, choose, ids_of
+from robench.data.mini.hard import HardSet, MiniHard, candidates, choose, ids_of, shipped_set
 from robench.errors import DataError
-from robench.training import bundled_recipes, resolve_recipe
-from robench.zoo import ARCHITECTURES, MODELS
+from robench.registry import load_protocol, read_labels, shipped_folder
+from robench.training import bundled_recipes, load_recipe, resolve_recipe
+from robench.zoo import ARCHITECTURES, MODELS, resolve
+from robench.zoo.baselines import bundled
 
 SCRIPT = Path(__file__).parents[2] / "docs" / "measure" / "hard.py"
+JUDGES = SCRIPT.parent / "judges"
 
 
 def _judge(threshold: float) -> Callable[[Tensor], Tensor]:
@@ -132,3 +138,53 @@ def test_the_reference_models_have_recipes_of_their_own_and_are_no_baselines() -
         assert recipe.schedule == baseline.schedule
         assert name in bundled_recipes()
         assert name not in MODELS
+        assert name not in {each.name for each in bundled()}
+
+
+# --- the set that is shipped
+
+
+def test_the_shipped_set_is_what_its_judges_choose() -> None:
+    """Both get every image of it wrong with confidence; and of the first candidates it has those, and no others."""
+    chosen = shipped_set()
+    first = range(1000)
+    images, labels = candidates([*chosen.numbers, *first])
+    is_wrong, most = np.ones(len(images), dtype=bool), np.zeros(len(images))
+    for name, architecture in _script().JUDGES.items():
+        weights = JUDGES / f"{name}.safetensors"
+        assert hashlib.sha256(weights.read_bytes()).hexdigest() == chosen.weights[name]
+        model = resolve(architecture, weights=weights).model
+        with torch.inference_mode():
+            logits = torch.cat([model(part.float() / 255) for part in torch.from_numpy(images).split(250)]).numpy()
+        shares = np.exp(logits - logits.max(axis=1, keepdims=True))
+        share = shares[np.arange(len(labels)), labels] / shares.sum(axis=1)
+        is_wrong &= logits.argmax(axis=1) != labels
+        most = np.maximum(most, share)
+    count, noise = len(chosen.numbers), 1e-4  # of the last bits, which are the machine's
+    assert (is_wrong & (most <= 0.1 + noise))[:count].all()
+    surely = set(np.flatnonzero((is_wrong & (most <= 0.1 - noise))[count:]).tolist())
+    perhaps = set(np.flatnonzero((is_wrong & (most <= 0.1 + noise))[count:]).tolist())
+    assert surely <= {number for number in chosen.numbers if number in first} <= perhaps
+    assert np.bincount(labels[:count]).tolist() == [count // 10] * 10
+    assert max(chosen.numbers) < chosen.looked_at
+
+
+def test_the_protocol_pins_the_shipped_set() -> None:
+    protocol = load_protocol("mini-a")
+    source = open_source("mini-a", None, resize=None, crop=protocol.data.crop)
+    assert len(source.ids) == protocol.data.count == len(shipped_set().numbers)
+    ids, labels = (
+        hashlib.sha256("\n".join(map(str, each)).encode()).hexdigest() for each in (source.ids, source.labels)
+    )
+    assert protocol.data.ids_sha256 == ids
+    assert read_labels(shipped_folder() / "labels.lock")[ids] == labels
+
+
+def test_the_judges_come_from_their_recipes_with_their_logs() -> None:
+    for name in _script().JUDGES:
+        log = (importlib.resources.files("robench.zoo") / "weights" / f"{name}.jsonl").read_text().splitlines()
+        header, epochs = json.loads(log[0]), [json.loads(line) for line in log[1:]]
+        recipe = load_recipe(name)
+        assert header["recipe_sha256"] == recipe.digest
+        assert header["environment"]["git_dirty"] == "no"
+        assert [line["epoch"] for line in epochs] == list(range(recipe.schedule.epochs))

@@ -2,7 +2,7 @@
 
 Candidates are painted like the attack set, from ids of their own. A candidate is hard if both models say another class
 and give the label a tenth of the probability or less; of each class the first hard ones are taken. What is kept is
-their numbers: the images are painted anew. Not here: the models, and the command that makes the set
+their numbers, in `hard_set.json`: the images are painted anew. Not here: the models, and the command that made the set
 (`docs/measure/hard.py`).
 
 References:
@@ -11,6 +11,7 @@ References:
 """
 
 import hashlib
+import importlib.resources
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -76,17 +77,25 @@ class HardSet:
 class MiniHard(ArraySource):
     """The images of a set, by the hash of their ids.
 
+    Args:
+      chosen: the set; None: the one that is shipped.
     Raises:
       DataError: this machine paints other bytes than were pinned.
     """
 
-    def __init__(self, chosen: HardSet) -> None:
+    def __init__(self, chosen: HardSet | None = None) -> None:
+        chosen = chosen or shipped_set()
         images, labels = candidates(chosen.numbers)
         found = hashlib.sha256(images.tobytes()).hexdigest()
         if found != chosen.sha256:
             advice = "Please report it, with the machine and its versions."
             raise DataError(complaint("mini-a", "sha256", found, chosen.sha256, advice))
         super().__init__(images, labels, classes=CLASSES, ids=ids_of(chosen.numbers), name="mini-a")
+
+
+def shipped_set() -> HardSet:
+    """The set of the protocol `mini-a`."""
+    return HardSet.read(Path(str(importlib.resources.files("robench.data.mini") / "hard_set.json")))
 
 
 def ids_of(numbers: Sequence[int]) -> list[str]:
