@@ -155,7 +155,8 @@ def test_the_shipped_set_is_what_its_judges_choose() -> None:
         assert hashlib.sha256(weights.read_bytes()).hexdigest() == chosen.weights[name]
         model = resolve(architecture, weights=weights).model
         with torch.inference_mode():
-            logits = torch.cat([model(part.float() / 255) for part in torch.from_numpy(images).split(250)]).numpy()
+            batches = torch.split(torch.from_numpy(images), 250)
+            logits = torch.cat([model(batch.float() / 255) for batch in batches]).numpy()
         shares = np.exp(logits - logits.max(axis=1, keepdims=True))
         share = shares[np.arange(len(labels)), labels] / shares.sum(axis=1)
         is_wrong &= logits.argmax(axis=1) != labels
