@@ -1,8 +1,8 @@
 """Memory that this process frees stays with it, to be used again.
 
 Steps of training free and ask again for hundreds of megabytes. Where the C library hands each block back, the kernel
-clears every page anew, which on a CPU may take a sixth of the time. Only for processes of our own: whoever imports
-robench keeps the allocator they chose.
+clears every page anew, which on a CPU takes a noticeable part of the step (`docs/measure/heap.py`). Only for processes
+of our own: whoever imports robench keeps the allocator they chose.
 
 Not here: memory of a GPU, which torch keeps by itself.
 """

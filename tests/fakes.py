@@ -1,11 +1,13 @@
 """Small models and sources that stand in for real ones at the seam."""
 
 import atexit
+import importlib.util
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -154,3 +156,14 @@ class CountingSource:
     def images(self, positions: Iterator[int]) -> Iterator[Tensor]:
         for position in positions:
             yield random_images(1, self._size, seed=position)[0]
+
+
+def measuring_script(name: str) -> ModuleType:
+    """A script of `docs/measure`, which is no package, as a module."""
+    path = Path(__file__).parent.parent / "docs" / "measure" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -21,7 +21,6 @@ from robench.bench.measurement import Settings
 from robench.bench.scene import scene
 from robench.budgets import PatchArea
 from robench.door import build_attack
-from robench.heap import keep_freed_memory
 from robench.randomness import Draws
 
 
@@ -31,7 +30,6 @@ def main() -> None:
     parser.add_argument("model")
     parser.add_argument("--limit", type=int, default=24)
     arguments = parser.parse_args()
-    keep_freed_memory()
     model, images, labels = scene(Settings(arguments.model, images=arguments.limit))
     (stage,), budget = build_attack(robench.load_protocol("mini-tpa"))
     attack: Any = stage.attack
@@ -74,4 +72,5 @@ def _new(seen: set[tuple[int, ...]], actions: Tensor) -> int:
     return len(seen) - before
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -1,24 +1,17 @@
 """The command that sets an evaluation beside a bare loader, on a handful of images."""
 
-import importlib.util
 import json
 import os
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "measure" / "decoding.py"
+from tests.fakes import measuring_script
 
 
 @pytest.fixture(scope="module")
 def decoding() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("decoding", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return measuring_script("decoding")
 
 
 @pytest.mark.parametrize(("more", "protocol", "images"), [([], "decoding", 16), (["--cells"], "imagenet-c", 75)])

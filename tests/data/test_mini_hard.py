@@ -2,11 +2,9 @@
 
 import hashlib
 import importlib.resources
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -23,9 +21,9 @@ from robench.registry import load_protocol, read_labels, shipped_folder
 from robench.training import bundled_recipes, load_recipe, resolve_recipe
 from robench.zoo import ARCHITECTURES, MODELS, resolve
 from robench.zoo.baselines import bundled
+from tests.fakes import measuring_script
 
-SCRIPT = Path(__file__).parents[2] / "docs" / "measure" / "hard.py"
-JUDGES = SCRIPT.parent / "judges"
+JUDGES = Path(__file__).parents[2] / "docs" / "measure" / "judges"
 
 
 def _judge(threshold: float) -> Callable[[Tensor], Tensor]:
@@ -101,15 +99,6 @@ def test_the_set_is_read_with_its_digest_and_a_model_sees_it(tmp_path: Path) -> 
         HardSet.read(tmp_path / "set.json")
 
 
-def _script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("hard", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_the_command_makes_the_file_from_two_models(tmp_path: Path) -> None:
     """With networks that say class 0 always: no image of it is hard, and every other one is."""
     weights = []
@@ -122,16 +111,16 @@ def test_the_command_makes_the_file_from_two_models(tmp_path: Path) -> None:
         save_file(state, tmp_path / f"{name}.safetensors")
         weights.append(tmp_path / f"{name}.safetensors")
     with pytest.raises(DataError, match=r"`hard images` is 0, 1, 1, 1, 1, 1, 1, 1, 1, 1 by class; expected 1 of each"):
-        _script().make(weights, tmp_path / "set.json", count=10, most=250)
+        measuring_script("hard").make(weights, tmp_path / "set.json", count=10, most=250)
     assert not (tmp_path / "set.json").exists()
     state[last] = 30 * torch.eye(10)[1]
     save_file(state, weights[1])
     with pytest.raises(DataError, match=r"`hard images` is 0, 0, 1, 1, 1, 1, 1, 1, 1, 1 by class; expected 1 of each"):
-        _script().make(weights, tmp_path / "set.json", count=10, most=250)
+        measuring_script("hard").make(weights, tmp_path / "set.json", count=10, most=250)
 
 
 def test_the_reference_models_have_recipes_of_their_own_and_are_no_baselines() -> None:
-    for name, model in _script().JUDGES.items():
+    for name, model in measuring_script("hard").JUDGES.items():
         recipe, baseline = resolve_recipe(name).recipe, resolve_recipe(model).recipe
         assert recipe.architecture == model
         assert recipe.seed not in {resolve_recipe(each).recipe.seed for each in MODELS}
@@ -150,7 +139,7 @@ def test_the_shipped_set_is_what_its_judges_choose() -> None:
     first = range(1000)
     images, labels = candidates([*chosen.numbers, *first])
     is_wrong, most = np.ones(len(images), dtype=bool), np.zeros(len(images))
-    for name, architecture in _script().JUDGES.items():
+    for name, architecture in measuring_script("hard").JUDGES.items():
         weights = JUDGES / f"{name}.safetensors"
         assert hashlib.sha256(weights.read_bytes()).hexdigest() == chosen.weights[name]
         model = resolve(architecture, weights=weights).model
@@ -182,7 +171,7 @@ def test_the_protocol_pins_the_shipped_set() -> None:
 
 
 def test_the_judges_come_from_their_recipes_with_their_logs() -> None:
-    for name in _script().JUDGES:
+    for name in measuring_script("hard").JUDGES:
         log = (importlib.resources.files("robench.zoo") / "weights" / f"{name}.jsonl").read_text().splitlines()
         header, epochs = json.loads(log[0]), [json.loads(line) for line in log[1:]]
         recipe = load_recipe(name)
