@@ -30,6 +30,8 @@ DEAD_SECONDS = 60.0
 """Silence after which a worker on another machine counts as dead; network file systems may show times that old."""
 LOOK_SECONDS = 1.0
 """A worker that lived so long ago still does."""
+LOAD_SECONDS = 0.05
+"""Least time between two looks at what others have before them; looking takes a fiftieth of the time at most."""
 
 
 class Worker:
@@ -44,7 +46,8 @@ class Worker:
         self.name = f"{machine()}-{os.getpid()}-{time.time_ns():x}"
         self._dead: set[str] = set()
         self._alive: dict[str, float] = {self.name: float("inf")}
-        self._others, self._counted = 0, float("-inf")
+        self._loads: list[int] = []
+        self._next_look = self._next_word = float("-inf")
 
     @property
     def path(self) -> Path:
@@ -56,12 +59,37 @@ class Worker:
 
     def living(self) -> int:
         """How many workers the run has, this one included."""
-        now = time.monotonic()
-        if now - self._counted > LOOK_SECONDS:
+        return 1 + len(self._others())
+
+    def least_load(self) -> int:
+        """How much that worker among the others has before it who has least; 0 while one has not said so."""
+        return min(self._others(), default=0)
+
+    def publish(self, load: int) -> None:
+        """Say how much this worker has before it, in any unit that all use; now and then."""
+        began = time.monotonic()
+        if began >= self._next_word:
+            with suppress(OSError):  # as in `beat`
+                self._load_of(self.name).write_text(str(load))
+            self._next_word = _next(began)
+
+    def _others(self) -> list[int]:
+        """Loads of the other workers that live."""
+        began = time.monotonic()
+        if began >= self._next_look:
             names = [path.stem for path in (self.run.folder / "workers").glob("*.jsonl")]
-            self._others = sum(self.is_alive(name) for name in names if name != self.name)
-            self._counted = now
-        return 1 + self._others
+            self._loads = [self._read_load(name) for name in names if name != self.name and self.is_alive(name)]
+            self._next_look = _next(began)
+        return self._loads
+
+    def _load_of(self, name: str) -> Path:
+        return self.run.folder / "workers" / f"{name}.load"
+
+    def _read_load(self, name: str) -> int:
+        try:
+            return int(self._load_of(name).read_text())
+        except (OSError, ValueError):  # it has not said so yet, or is just doing so
+            return 0
 
     def is_alive(self, name: str) -> bool:
         """Whether a worker is at work; one that was once found dead stays dead."""
@@ -123,6 +151,7 @@ class Worker:
             finally:
                 ended.set()
                 pulse.join()
+                self._load_of(self.name).unlink(missing_ok=True)
                 with suppress(OSError):
                     if not self.path.stat().st_size:
                         self.path.unlink()
@@ -205,6 +234,12 @@ class Claims:
         except FileNotFoundError:
             return True  # as above
         return self._worker.is_alive(name) if name else self._worker.is_fresh(path)
+
+
+def _next(began: float) -> float:
+    """When to do again what began then and has just ended."""
+    ended = time.monotonic()
+    return ended + max(LOAD_SECONDS, 50 * (ended - began))
 
 
 def machine() -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robench.adversarial import AdversarialImages
 from robench.attacks.asking import Asking, drive_by_asking
-from robench.attacks.drive import Example, Finished, Stage, drive
+from robench.attacks.drive import Example, Finished, Stage, drive, expected_cost
 from robench.attacks.reference import drive_by_reference
 from robench.attacks.whole import AnyStage, WholeStage, drive_whole
 from robench.audits import NO_START, ZERO_GRADIENT
@@ -96,6 +96,7 @@ class Execution:
         self.reference = reference
         self.run, self.protocol, self.source = run, run.plan.parsed_protocol(), source
         self.share, self.in_flight, self.next_look = share, 0, 0.0
+        self.cost, self.left, self.left_of, self.fresh = 1, 0, 0, 0
         self.shape: torch.Size | None = None
         self.classifier, self.faster = classifier, faster
         self.slots, self.watcher = slots, watcher
@@ -148,6 +149,8 @@ class Execution:
         """Attack the examples of shards that are drawn as they are needed."""
         # Only the driver of our own attacks can be told that there is nothing more for now.
         patient = self.run.plan.engine == "native" and self.protocol.score.asks is None
+        ours = [stage for stage in stages if isinstance(stage, Stage)]
+        self.cost = expected_cost(ours) if ours else 1
         examples = self._examples(shards, patient=patient)
         stream = self._stream(stages, budget, examples)
         # Closing puts the model back, and ends processes that decode, even while an error is kept.
@@ -229,20 +232,19 @@ class Execution:
         settings |= {"confirm": self.classifier, "on_event": self._event}
         if whole:
             return drive_whole(whole[0], self.faster, examples, **settings)
-        return drive(ours, self.faster, examples, **settings)
+        return drive(ours, self.faster, examples, on_left=self._note_left, **settings)
 
     def _examples(self, shards: Iterator[int], *, patient: bool) -> Generator[Example | None, None, None]:
         """Examples of these shards, read as the driver asks for them.
 
         A patient driver is told None where the next shard is left to other processes for now.
         """
-        size = self.run.plan.shard_size
         positions = Positions(position for shard in shards for position in self.run.plan.examples_of(shard))
         images = iter(self.source.images(positions))
         try:
             for number in itertools.count():
-                begins = number == len(positions.drawn) or positions.drawn[number] % size == 0
-                while patient and begins and self.in_flight and self.share.holds_back(self.in_flight):
+                begins = number == 0 or self._ends_shard(positions.drawn[number - 1])
+                while patient and begins and self._holds_back():
                     yield None
                 image = next(images, None)
                 if image is None or number == len(positions.drawn):
@@ -257,6 +259,21 @@ class Execution:
         finally:
             if isinstance(images, Generator):  # a source of the user's may be any iterator
                 images.close()
+
+    def _holds_back(self) -> bool:
+        return self.in_flight > 0 and self.share.holds_back(self.in_flight, self._load(), known=not self.fresh)
+
+    def _ends_shard(self, position: int) -> bool:
+        plan = self.run.plan
+        return position == plan.examples_of(position // plan.shard_size)[-1]
+
+    def _note_left(self, passes: int, fresh: int) -> None:
+        self.left, self.left_of, self.fresh = passes, self.in_flight, fresh
+        self.share.publish(self._load())
+
+    def _load(self) -> int:
+        """Forward passes that this process should have before it."""
+        return self.left + (self.in_flight - self.left_of) * self.cost
 
     def _checked(self, position: int, image: Tensor | Unreadable) -> Example | None:
         """An example whose image is fit for attack; one that cannot be read is finished instead."""

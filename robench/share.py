@@ -111,16 +111,27 @@ class Share:
             else:
                 self._held.append(shard)
 
-    def holds_back(self, in_flight: int) -> bool:
+    def publish(self, load: int) -> None:
+        """Let other workers know how much this one has before it, in forward passes."""
+        self._worker.publish(load)
+
+    def holds_back(self, in_flight: int, load: int, *, known: bool = True) -> bool:
         """Whether to leave the next shard to others.
+
+        A worker takes it while it has a small part of what is left in flight, else only if it knows what it has before
+        it, and nobody has less.
 
         Args:
           in_flight: examples that this worker has begun and not finished.
+          load: what they should cost, in forward passes.
+          known: whether all of them have come through the first of several stages, in which most fall that ever do.
         """
         workers = self._worker.living()
-        if time.monotonic() - self._began < ARRIVAL_SECONDS:
-            workers = max(workers, self._expected)
-        if workers == 1:
+        expected = self._expected if time.monotonic() - self._began < ARRIVAL_SECONDS else 1
+        if max(workers, expected) == 1:
             return False
         size = self._run.plan.shard_size
-        return in_flight + size > max(3 * size // 2, self._left * size // (2 * workers))
+        if in_flight + size <= self._left * size // (2 * max(workers, expected)):
+            return False
+        self.publish(load)
+        return not known or workers < expected or load > self._worker.least_load()

@@ -89,6 +89,7 @@ def test_a_finished_shard_is_not_taken_though_its_worker_left(run: Run) -> None:
 
 def test_the_claims_of_a_killed_worker_are_taken_over_by_one(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "_next", lambda began: began)
     with working(run) as one, working(run) as two, _other(run, 0, 1) as (other, name):
         assert one.living() == 3
         assert not Claims(run, one).take(0)
@@ -105,6 +106,7 @@ def test_the_claims_of_a_killed_worker_are_taken_over_by_one(run: Run, monkeypat
 def test_a_stopped_worker_on_this_machine_lives(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     """However old its last sign of life is: the lock is what counts."""
     monkeypatch.setattr(claims, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "_next", lambda began: began)
     with working(run) as one, _other(run, 0) as (other, name):
         os.kill(other.pid, signal.SIGSTOP)
         os.utime(run.folder / "workers" / f"{name}.jsonl", (0, 0))
@@ -200,6 +202,7 @@ def test_merged_claims_are_gone_and_who_comes_late_takes_nothing(run: Run) -> No
 
 def test_who_only_watches_is_not_counted(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "_next", lambda began: began)
     with working(run, attacks=False) as watcher, working(run) as one:
         assert (one.living(), watcher.living()) == (1, 2)
         with pytest.raises(RunError, match="`run` is in use"), run.locked():

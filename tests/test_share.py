@@ -25,6 +25,7 @@ def run(tmp_path: Path) -> Run:
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(claims, "_next", lambda began: began)
     monkeypatch.setattr(share, "POLL_SECONDS", (0.01, 0.01))
 
 
@@ -70,24 +71,46 @@ def test_what_a_dead_worker_leaves_is_made_by_another(run: Run) -> None:
     assert run.missing_shards() == []
 
 
-def test_near_the_end_shards_are_left_to_others(run: Run) -> None:
-    """20 shards of 2, two workers: a quarter of what is left may be in flight, and one and a half shards always."""
-    with working(run) as one, working(run):
+def test_a_worker_has_a_small_part_in_flight_whatever_others_have(run: Run) -> None:
+    """20 shards of 2, two workers: a quarter of the examples that are left."""
+    with working(run) as one, working(run) as two:
+        two.publish(0)
         mine = Share(run, one)
         shards = next(mine.rounds(lambda left: None))
         assert next(shards) == 0  # 19 are left, of 38 examples: 9 in flight
-        assert [mine.holds_back(in_flight) for in_flight in (0, 7, 8)] == [False, False, True]
+        assert [mine.holds_back(in_flight, 1) for in_flight in (0, 7, 8)] == [False, False, True]
         for _ in range(13):
             next(shards)  # 6 are left: 12 examples
-        assert [mine.holds_back(in_flight) for in_flight in (0, 1, 2)] == [False, False, True]
+        assert [mine.holds_back(in_flight, 1) for in_flight in (0, 1, 2)] == [False, False, True]
+
+
+def test_beyond_that_the_worker_with_least_before_it_takes_the_next_shard(run: Run) -> None:
+    with working(run) as one, working(run) as two, working(run) as three:
+        two.publish(30)
+        three.publish(20)
+        mine = Share(run, one)
+        assert [mine.holds_back(20, load) for load in (19, 20, 21)] == [False, False, True]
+        assert one._load_of(one.name).read_text() == "21"
+        assert mine.holds_back(20, 19, known=False)
+        two.publish(10)
+        assert mine.holds_back(20, 11)
+    assert not list(run.folder.glob("workers/*.load"))
+
+
+def test_who_has_not_said_yet_has_nothing(run: Run) -> None:
+    with working(run) as one, working(run) as two:
+        mine = Share(run, one)
+        assert mine.holds_back(20, 1)
+        two._load_of(two.name).write_text("half a num")
+        assert mine.holds_back(20, 1)
 
 
 def test_a_lone_worker_never_holds_back_unless_others_are_expected(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     with working(run) as worker:
-        assert not Share(run, worker).holds_back(10**9)
-        assert Share(run, worker, expected=2).holds_back(10**9)
+        assert not Share(run, worker).holds_back(10**9, 1)
+        assert Share(run, worker, expected=2).holds_back(10**9, 1)
         monkeypatch.setattr(share, "ARRIVAL_SECONDS", 0.0)
-        assert not Share(run, worker, expected=2).holds_back(10**9)
+        assert not Share(run, worker, expected=2).holds_back(10**9, 1)
 
 
 def _seconds_a_shard(folder: Path, shards: int, workers: int) -> float:

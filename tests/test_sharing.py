@@ -22,7 +22,7 @@ from robench.execution import SHOW_SECONDS
 from robench.progress import Progress, Silent
 from robench.result import Result, read_result
 from robench.runs import Run
-from robench.share import Rank
+from robench.share import Rank, Share
 from tests.attacks.test_autoattack import write_protocol
 from tests.fakes import random_images, small_net
 from tests.test_nothing_lost import _tmpfs
@@ -127,7 +127,8 @@ def _said(protocol: Path, child: int) -> list[str]:
 @pytest.mark.parametrize("workers", [2, 4])
 def test_processes_started_at_once_share_the_run(tmp_path: Path, protocol: Path, whole: Path, workers: int) -> None:
     folder = tmp_path / "run"
-    children = [_fork(lambda: _work(protocol, folder)) for _ in range(workers)]
+    # Slow enough that all have come before the first knows what it has, and takes more.
+    children = [_fork(lambda: _work(protocol, folder, slow=0.01)) for _ in range(workers)]
     _wait(*children)
     _same(folder, whole)
     assert _writers(folder) == Counter(range(COUNT // SHARD))  # each shard by one process, once
@@ -162,6 +163,31 @@ def test_the_folder_is_not_listed_for_each_shard(
     began = time.monotonic()
     _work(protocol, tmp_path / "run", slow=0.0)
     assert 0 < listed["shards"] < 8 + (time.monotonic() - began) / SHOW_SECONDS < COUNT // SHARD
+
+
+def test_who_holds_back_does_so_between_shards_and_never_in_one(
+    tmp_path: Path, protocol: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a shard in a batch of its own would cost as much as a whole one."""
+    asked: list[int] = []
+
+    def always(share: Share, in_flight: int, load: int, *, known: bool) -> bool:
+        asked.append(read[-1])
+        return True
+
+    class Counted(ArraySource):
+        def images(self, positions: Any) -> Any:
+            for position, image in zip(positions, super().images(positions), strict=False):
+                read.append(position)
+                yield image
+
+    monkeypatch.setattr(Share, "holds_back", always)
+    net, images, read = small_net(classes=10), random_images(COUNT), list[int]()
+    with torch.no_grad():
+        data = Counted(images, net(images).argmax(dim=1), classes=10)
+    evaluate(net, protocol, data=data, run_dir=tmp_path, batch_size=SLOTS, options=Options(shard_size=SHARD))
+    assert len(set(asked)) == COUNT // SHARD
+    assert {position % SHARD for position in asked} == {SHARD - 1}
 
 
 def test_a_process_that_comes_later_says_that_it_shares_and_that_it_waits(

@@ -58,6 +58,7 @@ def drive(
     slots: int = 32,
     confirm: Looked | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
+    on_left: Callable[[int, int], None] = lambda passes, fresh: None,
 ) -> Generator[Finished, None, None]:
     """Attack every example of a source; yield each as soon as its outcome is final, in no fixed order.
 
@@ -72,11 +73,13 @@ def drive(
       confirm: the user's own, unmodified model, which classifies the clean images and has the last word on
         adversarial ones; by default `classifier`.
       on_event: told of what happens on the way: `slots halved`, `zero gradient`, `stage`.
+      on_left: told what the examples in flight should cost, in forward passes, and how many of them are in the first of
+        several stages, where nothing is known of them yet; whenever that changes.
     Raises:
       BudgetError: an attack left its budget.
       ModelError: one image alone does not fit into memory.
     """
-    driver = _Driver(stages, classifier, confirm or classifier, budget, seed, slots, on_event)
+    driver = _Driver(stages, classifier, confirm or classifier, budget, seed, slots, on_event, on_left)
     with classifier.frozen():
         yield from driver.run(iter(source))
 
@@ -93,21 +96,27 @@ class _Driver:
         seed: int,
         slots: int,
         on_event: Callable[[str, dict[str, Any]], None],
+        on_left: Callable[[int, int], None],
     ) -> None:
         if any(stage.read_off for stage in stages) and len(stages) > 1:
             raise ValueError("steps can be read off a single stage only")
         self.classifier, self.confirm, self.budget = classifier, confirm, budget
-        self.slots, self.on_event = slots, on_event
+        self.slots, self.on_event, self.on_left = slots, on_event, on_left
         self.every = any(stage.to_the_end for stage in stages)
         self.pools = [Pool(stage, budget, seed, classifier.device) for stage in stages]
         self.claims: list[_Claim] = []
         self.ready: deque[Finished] = deque()
         self.exhausted = False
         self.silent: set[str] = set()
-        self.depth = -1
+        self.depth, self.left = -1, 0
+        costs = [cost(stage) for stage in stages]
+        self.costs = [sum(costs[depth:]) for depth in range(len(costs))]
+        if costs:
+            self.costs[0] = expected_cost(stages)
 
     def run(self, source: Iterator[Example | None]) -> Iterator[Finished]:
         while True:
+            self._tell_what_is_left()
             depth = self._full_depth()
             if depth is None and (self.exhausted or not self._admit(source)):
                 depth = self._shallowest_depth()
@@ -126,6 +135,13 @@ class _Driver:
         if depth != self.depth and len(self.pools) > 1:
             self.on_event("stage", {"attack": self.pools[depth].stage.attack.name, "examples": self.pools[depth].work})
         self.depth = depth
+
+    def _tell_what_is_left(self) -> None:
+        """Tell when an example has come, gone, or reached another stage."""
+        left = sum(pool.work * cost for pool, cost in zip(self.pools, self.costs, strict=True))
+        if left != self.left:
+            self.left = left
+            self.on_left(left, self.pools[0].work if len(self.pools) > 1 else 0)
 
     def _full_depth(self) -> int | None:
         """The deepest pool that can fill its slots."""
@@ -396,6 +412,18 @@ def _count_queries(pool: Pool, query: Query) -> None:
     for record, count in zip(pool.records, asked, strict=True):
         if record is not None:
             record.queries = (record.queries or 0) + count
+
+
+def cost(stage: Stage) -> int:
+    """Forward passes that an example which survives a stage costs there; a gradient costs as much as three."""
+    with_gradient, without = stage.attack.most_passes
+    return 3 * with_gradient + without
+
+
+def expected_cost(stages: Sequence[Stage]) -> int:
+    """Forward passes of an example of which nothing is known: as if half of them fell in the first stage."""
+    first, *rest = (cost(stage) for stage in stages)
+    return first + sum(rest) // 2
 
 
 def steepest_of(gradient: Tensor) -> Tensor:
