@@ -6,6 +6,7 @@ Not here: how workers share a run (`share`), and sweeps over many runs (`sweep`)
 import importlib
 import os
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -13,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from robench.errors import RobenchError, RunError, complaint, did_you_mean
-from robench.evaluation import evaluate
 from robench.progress import Silent
 from robench.runs import Run
 from robench.share import Rank
@@ -122,11 +122,19 @@ class RayCrew:
 
 
 def _arrive() -> None:
-    """A task that does nothing: the worker that gets it imports this module, and is ready when there is a run."""
+    """A task that only prepares: the worker that gets it is ready when there is a run."""
+    _import_all()
+
+
+def _import_all() -> None:
+    """Import what an evaluation needs, which takes seconds."""
+    importlib.import_module("robench.evaluation")
 
 
 def _attack(model: Any, protocol: Any, arguments: dict[str, Any]) -> None:
     """A task: work on a run until none of its shards is missing."""
+    from robench.evaluation import evaluate
+
     evaluate(model, protocol, **arguments)
 
 
@@ -156,5 +164,6 @@ def crew_of(executor: str, processes: int, address: str | None, *, device: str |
             raise RunError(complaint("evaluate", option, value, "none without Ray", advice))
         yield None
         return
+    threading.Thread(target=_import_all, daemon=True).start()  # while Ray starts, which is mostly waiting
     with cluster(address, cpus=processes) as ray:
         yield RayCrew(ray, processes, gpus=float(str(device or "").startswith("cuda")))

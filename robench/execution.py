@@ -142,7 +142,7 @@ class Execution:
         self.next_look = 0.0
         self._look_at_others()
         seconds = {"wall_seconds": self._seconds(), "waited_seconds": round(self.share.waited, 3)}
-        seconds["cpu_seconds"] = round(time.process_time() - self.began_cpu, 3)
+        seconds["cpu_seconds"] = self._cpu_seconds()
         run.record("end", {"segment": self.segment, **seconds})
 
     def _attack(self, stages: Sequence[AnyStage], budget: Budget, shards: Iterator[int]) -> None:
@@ -313,12 +313,16 @@ class Execution:
     def _seconds(self) -> float:
         return round(time.monotonic() - self.began, 3)
 
+    def _cpu_seconds(self) -> float:
+        return round(time.process_time() - self.began_cpu, 3)
+
     def _record_cost(self, **more: int) -> None:
         models = {id(model): model for model in (self.classifier, self.faster)}.values()
         device = self.classifier.device
         details = {
             "segment": self.segment,
             "wall_seconds": self._seconds(),
+            "cpu_seconds": self._cpu_seconds(),
             "forward": sum(model.passes.forward for model in models),
             "backward": sum(model.passes.backward for model in models),
             "peak_memory_bytes": _peak_memory(device),

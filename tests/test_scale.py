@@ -26,20 +26,19 @@ def scale(shards: Any) -> Any:
     return importlib.import_module("scale")
 
 
-def _end(segment: int, wall: float, waited: float, cpu: float) -> dict[str, Any]:
-    seconds = {"wall_seconds": wall, "waited_seconds": waited, "cpu_seconds": cpu}
-    return {"segment": f"{segment * 10**9:x}", **seconds}
+def _told(segment: int, wall: float, cpu: float, **more: float) -> dict[str, Any]:
+    return {"segment": f"{segment * 10**9:x}", "wall_seconds": wall, "cpu_seconds": cpu, **more}
 
 
-def test_what_the_events_of_two_workers_say(tmp_path: Path, shards: Any) -> None:
-    """One from 100 to 110 s, the other from 102 to 112 s, which waited for 3 of the 12; a third only watched."""
+def test_what_the_events_of_three_workers_say(tmp_path: Path, shards: Any) -> None:
+    """At work from 100 to 110 s, from 102 to 109, and from 101 until its last shard at 106; a fourth only watched."""
     run = Run.create(tmp_path / "run", plan())
-    for segment in (100, 102):
-        run.record("progress", {"segment": f"{segment * 10**9:x}", "shard": 0})
-    for end in (_end(100, 10.0, 0.5, 9.0), _end(102, 10.0, 3.0, 6.5), _end(90, 30.0, 30.0, 1.0)):
+    for told in (_told(100, 2.0, 2.0, shard=0), _told(102, 3.0, 3.0, shard=1), _told(101, 5.0, 4.5, shard=2)):
+        run.record("progress", told)
+    for end in (_told(100, 10.5, 9.0, waited_seconds=0.5), _told(102, 10.0, 6.5, waited_seconds=3.0)):
         run.record("end", end)
-    run.record("progress", {"segment": f"{50 * 10**9:x}", "shard": 1})  # killed
-    assert shards.span_of(run) == shards.Span(began=100.0, wall=12.0, cpu=15.5, idle=0.25)
+    run.record("end", _told(90, 30.0, 1.0, waited_seconds=30.0))
+    assert shards.span_of(run) == shards.Span(began=100.0, wall=10.0, cpu=20.0, idle=0.5)
 
 
 def test_figures_are_held_against_their_limits(scale: Any) -> None:

@@ -73,9 +73,9 @@ class Span:
 
     Attributes:
       began: when the first of them began, in seconds since 1970.
-      wall: seconds until the last of them ended.
+      wall: seconds until the last of them had nothing to do.
       cpu: processor seconds of all of them.
-      idle: largest share of `wall` in which one of them had nothing to do.
+      idle: largest share of `wall` in which one of them had nothing to do, or had not begun.
     """
 
     began: float
@@ -85,14 +85,17 @@ class Span:
 
 
 def span_of(run: Run) -> Span:
-    """Of all segments that wrote a shard; a run that was interrupted has some that never ended."""
-    events = run.events()
-    worked = {event["segment"] for event in events if "shard" in event}
-    ends = [event for event in events if event["event"] == "end" and event["segment"] in worked]
-    starts = [int(end["segment"], 16) / 1e9 for end in ends]
-    wall = max(start + end["wall_seconds"] for start, end in zip(starts, ends, strict=True)) - min(starts)
-    idle = max(end["waited_seconds"] for end in ends) / wall
-    return Span(min(starts), wall, sum(end["cpu_seconds"] for end in ends), idle)
+    """Of all segments that wrote a shard. One that never ended, as Ray ends idle workers, was idle since its last."""
+    began, busy, cpu = dict[str, float](), dict[str, float](), dict[str, float]()
+    for event in run.events():
+        if "cpu_seconds" in event and ("shard" in event or event["segment"] in began):
+            segment = event["segment"]
+            began[segment] = int(segment, 16) / 1e9
+            busy[segment] = event["wall_seconds"] - event.get("waited_seconds", 0.0)
+            cpu[segment] = event["cpu_seconds"]
+    first = min(began.values())
+    wall = max(began[segment] + busy[segment] for segment in began) - first
+    return Span(first, wall, sum(cpu.values()), max(0.0, 1 - min(busy.values()) / wall))
 
 
 @dataclass(frozen=True)

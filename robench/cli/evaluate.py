@@ -131,12 +131,7 @@ def evaluate(
         evaluate_ladder(context, [model, *(protocols or ())])
         return
     protocols = _some(protocols)
-    from robench.cli.estimate import show_estimates
     from robench.cluster import crew_of
-    from robench.curves import radius_curve
-    from robench.estimate import estimate as expect
-    from robench.evaluation import Options
-    from robench.evaluation import evaluate as run
     from robench.showcase import Showcase
 
     rank = rank_of(os.environ)
@@ -151,6 +146,13 @@ def evaluate(
     arguments: Any = {"data": data, "limit": limit, "run_dir": run_dir, "batch_size": batch_size}
     arguments["device"] = device_of(rank, device)
     with _shown() as screen, crew_of(executor, processes, address, device=device) as crew:
+        # Not before, as this takes as long as starting Ray.
+        from robench.cli.estimate import show_estimates
+        from robench.curves import radius_curve
+        from robench.estimate import estimate as expect
+        from robench.evaluation import Options
+        from robench.evaluation import evaluate as run
+
         arguments["options"] = Options(
             name=name,
             weights=weights,
