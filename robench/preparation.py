@@ -285,6 +285,9 @@ def check_numbers(request: Request) -> None:
     if request.options.engine not in ("native", "reference"):
         found = f"`{request.options.engine}`"
         raise RunError(complaint("evaluate", "engine", found, "`native` or `reference`"))
+    if request.options.compile and not request.options.fast_path:
+        expected = "the fast path, as it is the faster copy of the model that is compiled"
+        raise RunError(complaint("evaluate", "compile", "asked for without it", expected))
     workers = request.options.workers
     if workers is not None and (isinstance(workers, bool) or not isinstance(workers, int) or workers < 0):
         raise RunError(complaint("evaluate", "workers", repr(workers), "a whole number of at least 0"))

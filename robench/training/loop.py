@@ -330,6 +330,9 @@ class Training:
     def _batches(self) -> Batches:
         recipe = self.recipe
         if recipe.data.source == "mini":
+            if self.options.data is not None:
+                found, expected = f"`{self.options.data}`", "none, as this recipe paints its images"
+                raise DataError(complaint(recipe.name, "data", found, expected, "Leave `--data` out."))
             return MiniBatches(recipe)
         if self.options.data is None:
             advice = "Name the folder that contains `train` and `val`: `--data PATH`."

@@ -264,6 +264,10 @@ def test_main_turns_what_the_system_refuses_into_one_message(
             r"^deit-s: `data` is missing; expected ImageNet's folder\. Name the folder that contains ",
         ),
         (
+            ["train", "mini-resnet", "--data", "a"],
+            r"^mini-resnet: `data` is `a`; expected none, as this recipe paints its images\. Leave `--data` out\.",
+        ),
+        (
             ["train", "mini-resnet", "--push", "org/name"],  # before a training, not after it
             r"^trained/mini-resnet\.safetensors: `push` is a file of a mini model; expected a folder with timm's",
         ),

@@ -143,6 +143,7 @@ def test_settings_of_single_stages(attack: str, score: str, message: str) -> Non
         (["--radii", "1/255", "--estimate"], r"^evaluate: `--estimate` is beside `--radii`; expected one of the two\."),
         (["--engine", "Reference"], r"^evaluate: `engine` is `Reference`; expected `native` or `reference`\."),
         (["--engine", "", "--estimate"], r"^evaluate: `engine` is ``; expected `native` or `reference`\."),
+        (["--compile", "--no-fast-path"], r"^evaluate: `compile` is asked for without it; expected the fast path"),
         (["--batch-size", "0", "--estimate"], r"^evaluate: `batch_size` is 0; expected a whole number of at least 1\."),
     ],
 )
