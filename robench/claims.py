@@ -31,7 +31,8 @@ DEAD_SECONDS = 60.0
 LOOK_SECONDS = 1.0
 """A worker that lived so long ago still does."""
 LOAD_SECONDS = 0.05
-"""Least time between two looks at what others have before them; looking takes a fiftieth of the time at most."""
+"""Least time between two looks at what others have before them, and between two words about one's own; either takes
+a fiftieth of the time at most."""
 
 
 class Worker:
@@ -46,7 +47,7 @@ class Worker:
         self.name = f"{machine()}-{os.getpid()}-{time.time_ns():x}"
         self._dead: set[str] = set()
         self._alive: dict[str, float] = {self.name: float("inf")}
-        self._loads: list[int] = []
+        self._loads: dict[str, int] = {}
         self._next_look = self._next_word = float("-inf")
 
     @property
@@ -63,7 +64,7 @@ class Worker:
 
     def least_load(self) -> int:
         """How much that worker among the others has before it who has least; 0 while one has not said so."""
-        return min(self._others(), default=0)
+        return min(self._others().values(), default=0)
 
     def publish(self, load: int) -> None:
         """Say how much this worker has before it, in any unit that all use; now and then."""
@@ -73,12 +74,13 @@ class Worker:
                 self._load_of(self.name).write_text(str(load))
             self._next_word = _next(began)
 
-    def _others(self) -> list[int]:
+    def _others(self) -> dict[str, int]:
         """Loads of the other workers that live."""
         began = time.monotonic()
         if began >= self._next_look:
             names = [path.stem for path in (self.run.folder / "workers").glob("*.jsonl")]
-            self._loads = [self._read_load(name) for name in names if name != self.name and self.is_alive(name)]
+            living = (name for name in names if name != self.name and self.is_alive(name))
+            self._loads = {name: self._read_load(name) for name in living}
             self._next_look = _next(began)
         return self._loads
 
@@ -89,7 +91,7 @@ class Worker:
         try:
             return int(self._load_of(name).read_text())
         except (OSError, ValueError):  # it has not said so yet, or is just doing so
-            return 0
+            return self._loads.get(name, 0)
 
     def is_alive(self, name: str) -> bool:
         """Whether a worker is at work; one that was once found dead stays dead."""
@@ -151,7 +153,8 @@ class Worker:
             finally:
                 ended.set()
                 pulse.join()
-                self._load_of(self.name).unlink(missing_ok=True)
+                with suppress(OSError):
+                    self._load_of(self.name).unlink(missing_ok=True)
                 with suppress(OSError):
                     if not self.path.stat().st_size:
                         self.path.unlink()

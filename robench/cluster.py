@@ -8,7 +8,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -49,7 +49,7 @@ def cluster(address: str | None = None, *, cpus: int | None = None) -> Iterator[
             ray.init(address=address, log_to_driver=False, runtime_env={"env_vars": {"PYTHONPATH": paths}})
         else:
             # Workers that Ray starts beforehand have its own environment, and would not fit another.
-            with _python_path(paths):
+            with _python_path(paths), _importing():
                 ray.init(num_cpus=cpus, include_dashboard=False, log_to_driver=False)
     except (ConnectionError, RuntimeError, ValueError) as error:
         found = f"`{address}` ({' '.join(str(error).split())[:200]})"
@@ -71,6 +71,17 @@ def _python_path(paths: str) -> Iterator[None]:
         del os.environ["PYTHONPATH"]
         if before is not None:
             os.environ["PYTHONPATH"] = before
+
+
+@contextmanager
+def _importing() -> Iterator[None]:
+    """Import what an evaluation needs, which takes seconds, beside what is mostly waiting."""
+    thread = threading.Thread(target=_arrive, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        thread.join()
 
 
 class RayCrew:
@@ -122,13 +133,9 @@ class RayCrew:
 
 
 def _arrive() -> None:
-    """A task that only prepares: the worker that gets it is ready when there is a run."""
-    _import_all()
-
-
-def _import_all() -> None:
-    """Import what an evaluation needs, which takes seconds."""
-    importlib.import_module("robench.evaluation")
+    """A task that only prepares: who carries it out is ready when there is a run."""
+    with suppress(Exception):  # whoever needs it will say what is wrong
+        importlib.import_module("robench.evaluation")
 
 
 def _attack(model: Any, protocol: Any, arguments: dict[str, Any]) -> None:
@@ -164,6 +171,5 @@ def crew_of(executor: str, processes: int, address: str | None, *, device: str |
             raise RunError(complaint("evaluate", option, value, "none without Ray", advice))
         yield None
         return
-    threading.Thread(target=_import_all, daemon=True).start()  # while Ray starts, which is mostly waiting
     with cluster(address, cpus=processes) as ray:
         yield RayCrew(ray, processes, gpus=float(str(device or "").startswith("cuda")))

@@ -96,7 +96,7 @@ class Execution:
         self.reference = reference
         self.run, self.protocol, self.source = run, run.plan.parsed_protocol(), source
         self.share, self.in_flight, self.next_look = share, 0, 0.0
-        self.cost, self.left, self.left_of, self.fresh = 1, 0, 0, 0
+        self.cost, self.left, self.left_of, self.fresh, self.ahead = 1, 0, 0, 0, 0
         self.shape: torch.Size | None = None
         self.classifier, self.faster = classifier, faster
         self.slots, self.watcher = slots, watcher
@@ -141,9 +141,7 @@ class Execution:
             raise
         self.next_look = 0.0
         self._look_at_others()
-        seconds = {"wall_seconds": self._seconds(), "waited_seconds": round(self.share.waited, 3)}
-        seconds["cpu_seconds"] = self._cpu_seconds()
-        run.record("end", {"segment": self.segment, **seconds})
+        run.record("end", {"segment": self.segment, **self._times()})
 
     def _attack(self, stages: Sequence[AnyStage], budget: Budget, shards: Iterator[int]) -> None:
         """Attack the examples of shards that are drawn as they are needed."""
@@ -243,8 +241,10 @@ class Execution:
         images = iter(self.source.images(positions))
         try:
             for number in itertools.count():
+                # Readers may have drawn, and so claimed, more than was read: nobody else can make that.
+                self.ahead = len(positions.drawn) - number
                 begins = number == 0 or self._ends_shard(positions.drawn[number - 1])
-                while patient and begins and self._holds_back():
+                while patient and begins and not self.ahead and self._holds_back():
                     yield None
                 image = next(images, None)
                 if image is None or number == len(positions.drawn):
@@ -273,7 +273,7 @@ class Execution:
 
     def _load(self) -> int:
         """Forward passes that this process should have before it."""
-        return self.left + (self.in_flight - self.left_of) * self.cost
+        return self.left + (self.in_flight - self.left_of + self.ahead) * self.cost
 
     def _checked(self, position: int, image: Tensor | Unreadable) -> Example | None:
         """An example whose image is fit for attack; one that cannot be read is finished instead."""
@@ -310,19 +310,17 @@ class Execution:
         self._look_at_others()
         self.watcher.update(self._progress())
 
-    def _seconds(self) -> float:
-        return round(time.monotonic() - self.began, 3)
-
-    def _cpu_seconds(self) -> float:
-        return round(time.process_time() - self.began_cpu, 3)
+    def _times(self) -> dict[str, float]:
+        wall, cpu = time.monotonic() - self.began, time.process_time() - self.began_cpu
+        seconds = {"wall_seconds": wall, "waited_seconds": self.share.waited, "cpu_seconds": cpu}
+        return {name: round(value, 3) for name, value in seconds.items()}
 
     def _record_cost(self, **more: int) -> None:
         models = {id(model): model for model in (self.classifier, self.faster)}.values()
         device = self.classifier.device
         details = {
             "segment": self.segment,
-            "wall_seconds": self._seconds(),
-            "cpu_seconds": self._cpu_seconds(),
+            **self._times(),
             "forward": sum(model.passes.forward for model in models),
             "backward": sum(model.passes.backward for model in models),
             "peak_memory_bytes": _peak_memory(device),

@@ -113,7 +113,8 @@ class Share:
 
     def publish(self, load: int) -> None:
         """Let other workers know how much this one has before it, in forward passes."""
-        self._worker.publish(load)
+        if self._workers() > 1:
+            self._worker.publish(load)
 
     def holds_back(self, in_flight: int, load: int, *, known: bool = True) -> bool:
         """Whether to leave the next shard to others.
@@ -126,12 +127,13 @@ class Share:
           load: what they should cost, in forward passes.
           known: whether all of them have come through the first of several stages, in which most fall that ever do.
         """
-        workers = self._worker.living()
-        expected = self._expected if time.monotonic() - self._began < ARRIVAL_SECONDS else 1
-        if max(workers, expected) == 1:
-            return False
-        size = self._run.plan.shard_size
-        if in_flight + size <= self._left * size // (2 * max(workers, expected)):
+        workers, size = self._workers(), self._run.plan.shard_size
+        if workers == 1 or in_flight + size <= self._left * size // (2 * workers):
             return False
         self.publish(load)
-        return not known or workers < expected or load > self._worker.least_load()
+        return not known or self._worker.living() < workers or load > self._worker.least_load()
+
+    def _workers(self) -> int:
+        """Those that live, or are expected."""
+        early = time.monotonic() - self._began < ARRIVAL_SECONDS
+        return max(self._worker.living(), self._expected if early else 1)

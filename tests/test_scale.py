@@ -31,14 +31,18 @@ def _told(segment: int, wall: float, cpu: float, **more: float) -> dict[str, Any
 
 
 def test_what_the_events_of_three_workers_say(tmp_path: Path, shards: Any) -> None:
-    """At work from 100 to 110 s, from 102 to 109, and from 101 until its last shard at 106; a fourth only watched."""
+    """At work from 100 to 110 s, from 102 to 109 with a wait of 2 s, and from 101 to 106; a fourth only watched."""
     run = Run.create(tmp_path / "run", plan())
-    for told in (_told(100, 2.0, 2.0, shard=0), _told(102, 3.0, 3.0, shard=1), _told(101, 5.0, 4.5, shard=2)):
+    for told in (
+        _told(100, 2.0, 2.0, shard=0, waited_seconds=0.0),
+        _told(100, 10.0, 9.0, shard=3, waited_seconds=0.0),
+        _told(102, 7.0, 6.5, shard=1, waited_seconds=2.0),
+        _told(101, 5.0, 4.5, shard=2, waited_seconds=0.0),
+    ):
         run.record("progress", told)
-    for end in (_told(100, 10.5, 9.0, waited_seconds=0.5), _told(102, 10.0, 6.5, waited_seconds=3.0)):
-        run.record("end", end)
+    run.record("end", _told(100, 10.5, 9.0, waited_seconds=0.5))
     run.record("end", _told(90, 30.0, 1.0, waited_seconds=30.0))
-    assert shards.span_of(run) == shards.Span(began=100.0, wall=10.0, cpu=20.0, idle=0.5)
+    assert shards.span_of(run) == shards.Span(began=100.0, wall=10.0, cpu=20.0, idle=0.5, workers=3)
 
 
 def test_figures_are_held_against_their_limits(scale: Any) -> None:

@@ -7,9 +7,9 @@ then `shards.py`. Measure on a machine with nothing else to do. It may be interr
 in the folder, and the same command goes on; `--steps 2` does two more of them and stops. Figures are medians over
 `--repeats`.
 
-`start` is what passes from the command until the first process attacks, `attack` from there until the last one has
-ended, `idle` the largest share of that in which a process had nothing to do. Processes in excess of the
-machine's cores are measured for their idle time alone.
+`start` is what passes from the command until the first process attacks, `attack` from there until the last shard is
+written, `idle` the largest share of that in which a process had nothing to do or had not begun. Processes in excess of
+the machine's cores are measured for their idle time alone.
 """
 
 import argparse
@@ -67,8 +67,8 @@ def ways(model: str, protocol: str, limit: int | None) -> dict[str, list[str]]:
     return {"one process": command, **ranks, **ray}
 
 
-def timed(command: list[str], kept: Path) -> Timing:
-    """Run a command and keep what its run says."""
+def timed(command: list[str], kept: Path, *, workers: int) -> Timing:
+    """Run a command and keep what its run says; a worker that got no shard was idle all the time."""
     folder = kept.with_suffix("")
     shutil.rmtree(folder, ignore_errors=True)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -77,7 +77,8 @@ def timed(command: list[str], kept: Path) -> Timing:
     wall = time.perf_counter() - clock
     span = span_of(Run.open(folder))
     outcomes = hashlib.sha256((folder / "outcomes.csv.gz").read_bytes()).hexdigest()
-    timing = Timing(wall, span.began - began, span.wall, span.cpu, span.idle, outcomes)
+    idle = span.idle if span.workers == workers else 1.0
+    timing = Timing(wall, span.began - began, span.wall, span.cpu, idle, outcomes)
     kept.write_text(json.dumps(asdict(timing)) + "\n")
     shutil.rmtree(folder)
     return timing
@@ -115,7 +116,8 @@ def collected(commands: dict[str, list[str]], folder: Path, *, repeats: int, ste
             elif made == steps:
                 sys.exit(f"{made} runs made; the same command goes on.")
             else:
-                found[name].append(timed(command, kept))
+                workers = next((int(word) for word in name.split() if word.isdigit()), 1)
+                found[name].append(timed(command, kept, workers=workers))
                 made += 1
     return {name: medians(timings) for name, timings in found.items()}
 

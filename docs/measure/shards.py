@@ -76,26 +76,29 @@ class Span:
       wall: seconds until the last of them had nothing to do.
       cpu: processor seconds of all of them.
       idle: largest share of `wall` in which one of them had nothing to do, or had not begun.
+      workers: how many wrote a shard.
     """
 
     began: float
     wall: float
     cpu: float
     idle: float
+    workers: int
 
 
 def span_of(run: Run) -> Span:
-    """Of all segments that wrote a shard. One that never ended, as Ray ends idle workers, was idle since its last."""
-    began, busy, cpu = dict[str, float](), dict[str, float](), dict[str, float]()
+    """Of all segments that wrote a shard, each until its last; of a run in which none was killed."""
+    began, busy, cpu, ended = dict[str, float](), dict[str, float](), dict[str, float](), 0.0
     for event in run.events():
-        if "cpu_seconds" in event and ("shard" in event or event["segment"] in began):
+        if "shard" in event:
             segment = event["segment"]
             began[segment] = int(segment, 16) / 1e9
-            busy[segment] = event["wall_seconds"] - event.get("waited_seconds", 0.0)
+            busy[segment] = event["wall_seconds"] - event["waited_seconds"]
             cpu[segment] = event["cpu_seconds"]
+            ended = max(ended, began[segment] + event["wall_seconds"])
     first = min(began.values())
-    wall = max(began[segment] + busy[segment] for segment in began) - first
-    return Span(first, wall, sum(cpu.values()), max(0.0, 1 - min(busy.values()) / wall))
+    wall = ended - first
+    return Span(first, wall, sum(cpu.values()), max(0.0, 1 - min(busy.values()) / wall), len(began))
 
 
 @dataclass(frozen=True)

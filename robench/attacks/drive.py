@@ -74,7 +74,7 @@ def drive(
         adversarial ones; by default `classifier`.
       on_event: told of what happens on the way: `slots halved`, `zero gradient`, `stage`.
       on_left: told what the examples in flight should cost, in forward passes, and how many of them are in the first of
-        several stages, where nothing is known of them yet; whenever that changes.
+        several stages, where nothing is known of them yet; before every step.
     Raises:
       BudgetError: an attack left its budget.
       ModelError: one image alone does not fit into memory.
@@ -108,7 +108,7 @@ class _Driver:
         self.ready: deque[Finished] = deque()
         self.exhausted = False
         self.silent: set[str] = set()
-        self.depth, self.left = -1, 0
+        self.depth = -1
         costs = [cost(stage) for stage in stages]
         self.costs = [sum(costs[depth:]) for depth in range(len(costs))]
         if costs:
@@ -137,11 +137,8 @@ class _Driver:
         self.depth = depth
 
     def _tell_what_is_left(self) -> None:
-        """Tell when an example has come, gone, or reached another stage."""
         left = sum(pool.work * cost for pool, cost in zip(self.pools, self.costs, strict=True))
-        if left != self.left:
-            self.left = left
-            self.on_left(left, self.pools[0].work if len(self.pools) > 1 else 0)
+        self.on_left(left, self.pools[0].work if len(self.pools) > 1 else 0)
 
     def _full_depth(self) -> int | None:
         """The deepest pool that can fill its slots."""

@@ -132,7 +132,6 @@ def evaluate(
         return
     protocols = _some(protocols)
     from robench.cluster import crew_of
-    from robench.showcase import Showcase
 
     rank = rank_of(os.environ)
     follows = rank is not None and rank.index > 0
@@ -141,7 +140,6 @@ def evaluate(
     _check_figure(figure, () if radii is not None else protocols)
     figure = None if follows else figure  # rank 0 draws
     attacked = radii is None and any(load_protocol(each).attack is not None for each in protocols)
-    showcase = Showcase() if figure is not None and attacked else None
     chosen: Any = protocols if len(protocols) > 1 else protocols[0]
     arguments: Any = {"data": data, "limit": limit, "run_dir": run_dir, "batch_size": batch_size}
     arguments["device"] = device_of(rank, device)
@@ -152,7 +150,9 @@ def evaluate(
         from robench.estimate import estimate as expect
         from robench.evaluation import Options
         from robench.evaluation import evaluate as run
+        from robench.showcase import Showcase
 
+        showcase = Showcase() if figure is not None and attacked else None
         arguments["options"] = Options(
             name=name,
             weights=weights,
