@@ -73,7 +73,7 @@ class Span:
 
     Attributes:
       began: when the first of them began, in seconds since 1970.
-      wall: seconds until the last of them had nothing to do.
+      wall: seconds until the last shard was written.
       cpu: processor seconds of all of them.
       idle: largest share of `wall` in which one of them had nothing to do, or had not begun.
       workers: how many wrote a shard.
