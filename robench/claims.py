@@ -141,12 +141,10 @@ class Worker:
           RunError: the folder cannot be written.
         """
         with writing(self.run.folder):
-            file = self._open()
+            file = self._appear()
         ended = threading.Event()
         pulse = threading.Thread(target=self._pulse, args=(ended,), daemon=True)
         with file:
-            if fcntl is not None:
-                fcntl.flock(file, fcntl.LOCK_EX)  # waits for who looks, a moment
             pulse.start()
             try:
                 yield
@@ -160,12 +158,25 @@ class Worker:
                         self.path.unlink()
                         self.path.parent.rmdir()  # unless somebody's file is in it
 
-    def _open(self) -> BinaryIO:
-        self.path.parent.mkdir(exist_ok=True)
+    def _appear(self) -> BinaryIO:
+        """Make the worker's file; whoever sees it finds it locked, and never takes a worker that starts for dead."""
+        unseen = self.path.with_suffix(".new")
+        file = self._open(unseen)
         try:
-            return self.path.open("ab")
+            if fcntl is not None:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            unseen.rename(self.path)
+        except BaseException:
+            file.close()
+            raise
+        return file
+
+    def _open(self, path: Path) -> BinaryIO:
+        path.parent.mkdir(exist_ok=True)
+        try:
+            return path.open("ab")
         except FileNotFoundError:  # the last of the others has just taken the empty folder away
-            return self._open()
+            return self._open(path)
 
     def _pulse(self, ended: threading.Event) -> None:
         while not ended.wait(BEAT_SECONDS):

@@ -79,6 +79,26 @@ def test_of_many_who_ask_at_once_one_gets_each_shard(run: Run) -> None:
     assert sorted(taken) == list(range(20))
 
 
+def test_who_looks_while_another_worker_starts_does_not_take_it_for_dead(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flock, seen = claims.fcntl.flock, []
+
+    def look_first(file: object, operation: int) -> None:
+        if operation == claims.fcntl.LOCK_EX:
+            seen.append(one.living())
+        flock(file, operation)
+
+    monkeypatch.setattr(claims, "_next", lambda began: began)
+    with working(run) as one:
+        monkeypatch.setattr(claims.fcntl, "flock", look_first)
+        with working(run) as two:
+            assert seen == [1]
+            assert one.living() == 2
+            assert Claims(run, two).take(0)
+            assert not Claims(run, one).take(0)
+
+
 def test_a_finished_shard_is_not_taken_though_its_worker_left(run: Run) -> None:
     with working(run) as one:
         assert Claims(run, one).take(0)
