@@ -7,7 +7,7 @@ The model comes from the claim's `[loader]`. What robench builds itself runs her
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from robench.container import foreign_model, shut_in
-from robench.data import Source, is_on_hub, open_source
+from robench.data import Source, Views, is_on_hub, open_source
 from robench.data.source import Unreadable
 from robench.errors import ModelError, SubmissionError, complaint
 from robench.evaluation import Options, differing_answers, evaluate
@@ -25,6 +25,7 @@ from robench.protocol import Protocol
 from robench.refutation import FOLDER as REFUTATIONS
 from robench.refuting import confirm
 from robench.result import ModelRecord, Result, holds, read_result
+from robench.shift import right_mask
 from robench.submission import BundledLoader, Loader, RepositoryLoader, TimmLoader
 from robench.validation import Claim
 from robench.verification import (
@@ -36,7 +37,8 @@ from robench.verification import (
     Verdict,
     build_verdict,
     called,
-    drawn,
+    cell_names,
+    example_of,
     fallen,
     sample_size,
     seed_of,
@@ -118,22 +120,37 @@ class Chosen:
         self._source, self._positions = source, [places[example] for example in ids]
         self.name, self.classes = source.name, source.classes
         self.ids, self.labels = list(ids), [int(source.labels[position]) for position in self._positions]
+        if hasattr(source, "textures"):
+            self.textures = [int(source.textures[position]) for position in self._positions]
 
     def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
         return self._source.images([self._positions[position] for position in positions])
 
 
+class ChosenViews(Chosen):
+    """Some examples of a source that shows each more than once."""
+
+    def __init__(self, source: Views, ids: Sequence[str]) -> None:
+        super().__init__(source, ids)
+        self._viewed, self.view_names = source, source.view_names
+
+    def views(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
+        return self._viewed.views([self._positions[position] for position in positions])
+
+
 def carry_out(job: Job, watcher: Watcher | None = None) -> None:
     """Attack and ask; what came of it lies in the folder of the job."""
-    data = job.protocol.data
-    source = open_source(data.source, job.data, resize=data.resize, crop=data.crop)
+    data, shift = job.protocol.data, job.protocol.shift
+    cells = shift.cells if shift is not None else ()
+    source = open_source(data.source, job.data, resize=data.resize, crop=data.crop, cells=cells)
     job.run_dir.mkdir(parents=True, exist_ok=True)
     confirmed = confirm(job.model, job.protocol, source, job.refutations, device=job.device) if job.refutations else {}
     (job.run_dir / CONFIRMED).write_text(json.dumps(confirmed))
     if job.ids:
         options = Options(engine=job.engine, watcher=watcher or Silent())  # type: ignore[arg-type]  # the claim's own
         arguments: Any = {"device": job.device, "batch_size": job.batch_size, "options": options}
-        evaluate(job.model, job.protocol, data=Chosen(source, job.ids), run_dir=_run(job), **arguments)
+        chosen = ChosenViews(source, job.ids) if isinstance(source, Views) else Chosen(source, job.ids)
+        evaluate(job.model, job.protocol, data=chosen, run_dir=_run(job), **arguments)
 
 
 def _run(job: Job) -> Path:
@@ -169,11 +186,11 @@ def verify(
         raise SubmissionError(complaint(claim.place.file(), "loader", "none", "a way to get the model", advice))
     protocol, sha256 = claim.protocol, claim.result_sha256
     seed = seed_of(sha256, draw.merge_commit, draw.public_value)
-    robust, broken = called(protocol, claim.outcomes)
+    said = called(protocol, claim.outcomes)
     about: dict[str, object] = {
         "result_sha256": sha256,
-        "robust": len(robust),
-        "of": len(claim.outcomes),
+        "robust": said.count,
+        "of": said.of,
         "flip_rate": FLIP_RATE,
         "soft_margin": SOFT_MARGIN,
         "merge_commit": draw.merge_commit,
@@ -181,16 +198,19 @@ def verify(
         "by": by,
     }
     build_verdict(about | {"asked": 0, "fell": 0, "examples": (), "controls": ()})  # a wrong word costs no run
-    size = sample_size(robust=len(robust), of=len(claim.outcomes))
-    asked = drawn(robust, seed, 0 if draw.nothing else len(robust) if draw.whole else size)
-    controls = drawn(broken, seed, 0 if draw.nothing else CONTROLS)
+    if draw.whole and said.cells:
+        found, expected = f"all of {said.count:,} cells", "a sample of them"
+        raise SubmissionError(complaint("verify", "cells", found, expected, "Leave out `--all`."))
+    size = sample_size(robust=said.count, of=said.of)
+    asked = said.drawn_robust(seed, 0 if draw.nothing else said.count if draw.whole else size)
+    controls = said.drawn_broken(seed, 0 if draw.nothing else CONTROLS)
     place = claim.place
     beside = sorted((place.root.parent / REFUTATIONS / place.model / place.protocol).glob("*.json"))
     job = Job(
         model="",
         protocol=protocol,
         engine=claim.result.engine,
-        ids=(*asked, *controls),
+        ids=tuple(dict.fromkeys(example_of(protocol, name) for name in (*asked, *controls))),
         refutations=tuple(beside),
         run_dir=run_dir.resolve() / f"{seed[:16]}-{len(asked)}",
         data=Path(data).resolve() if isinstance(data, str | Path) and not is_on_hub(data) else data,
@@ -199,15 +219,15 @@ def verify(
     )
     result = _carried_out(job, loader, claim.result.model, watcher)
     outcomes = {outcome.id: outcome for outcome in result.read_outcomes()} if result is not None else {}
-    examples = tuple(_again(protocol, outcomes[example]) for example in asked)
+    examples = tuple(_again(protocol, outcomes, name) for name in asked)
     return build_verdict(
         about
         | {
             "asked": len(asked),
             "fell": fallen(examples, SOFT_MARGIN),
             "examples": examples,
-            "controls": tuple(_again(protocol, outcomes[example]) for example in controls),
-            "confirmed": _confirmed(job, called_robust=set(robust)),
+            "controls": tuple(_again(protocol, outcomes, name) for name in controls),
+            "confirmed": _confirmed(job, called_robust=said.robust.keys()),
             "environment": result.environment if result is not None else {},
         }
     )
@@ -255,12 +275,18 @@ def _check_same_model(claimed: ModelRecord, found: ModelRecord) -> None:
         raise ModelError(complaint(found.name, "model", wrong, expected, "It is another model."))
 
 
-def _again(protocol: Protocol, outcome: Outcome) -> Again:
+def _again(protocol: Protocol, outcomes: Mapping[str, Outcome], name: str) -> Again:
+    """What came of one that was drawn, by its name."""
+    outcome = outcomes[example_of(protocol, name)]
+    if cells := cell_names(protocol):
+        place = cells.index(name.rpartition(" ")[2])
+        return Again(id=name, robust=bool(right_mask(protocol, outcome) >> place & 1), margin=None)
     margin = outcome.attacked_margin if outcome.clean_correct else outcome.clean_margin
-    return Again(id=outcome.id, robust=holds(protocol, outcome), margin=margin)
+    among = protocol.shift is not None and protocol.shift.among is not None
+    return Again(id=name, robust=holds(protocol, outcome), margin=None if among else margin)
 
 
-def _confirmed(job: Job, *, called_robust: set[str]) -> tuple[Confirmed, ...]:
+def _confirmed(job: Job, *, called_robust: Set[str]) -> tuple[Confirmed, ...]:
     """What the model said about refutations, each known by its digest."""
     said: Mapping[str, Sequence[str]] = json.loads((job.run_dir / CONFIRMED).read_bytes())
     known = {hashlib.sha256(path.read_bytes()).hexdigest() for path in job.refutations}

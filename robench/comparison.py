@@ -14,6 +14,7 @@ from robench.outcome import Outcome
 from robench.protocol import Protocol
 from robench.result import Derived, Metric, Result, holds, read_result, shares, wilson
 from robench.runs import Run
+from robench.shift import scored
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,9 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     """
     protocol, (a, outcomes_a), (b, outcomes_b) = _paired(run_a, run_b)
     pairs = [
-        (holds(protocol, first), holds(protocol, second)) for first, second in zip(outcomes_a, outcomes_b, strict=True)
+        (holds(protocol, first), holds(protocol, second))
+        for first, second in zip(outcomes_a, outcomes_b, strict=True)
+        if protocol.shift is None or scored(protocol, first)
     ]
     return Comparison(
         a,

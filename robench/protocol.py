@@ -165,6 +165,8 @@ class ShiftSpec(_Table):
     """For `corruptions`: how many, from 1."""
     errors_of: Literal["alexnet"] | None = None
     """For `corruptions`: whose errors mCE divides by; none: no mCE."""
+    textures_sha256: Sha256 | None = None
+    """For `textures`: SHA-256 of their classes in protocol order, joined by newlines."""
     categories: str | None = None
     """For `textures`: groups of classes (`robench.data.categories`) over which probabilities are averaged."""
     reference: str | None = None
@@ -178,7 +180,7 @@ class ShiftSpec(_Table):
         allowed = {
             "natural": ("among", "among_sha256", "reference", "reference_sha256"),
             "corruptions": (*needed, "errors_of"),
-            "textures": ("categories",),
+            "textures": ("categories", "textures_sha256"),
         }[self.kind]
         given = [name for name in type(self).model_fields if name != "kind" and getattr(self, name) is not None]
         for name in needed:

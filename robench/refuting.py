@@ -66,7 +66,7 @@ def refute(
     """
     spec = claim.protocol.data
     ball, classifier = _ball(claim.protocol), _classifier(model, device)
-    robust = [each for each in called(claim.protocol, claim.outcomes)[0] if (images / image_file(each)).exists()]
+    robust = [each for each in called(claim.protocol, claim.outcomes).robust if (images / image_file(each)).exists()]
     source = open_source(spec.source, data, resize=spec.resize, crop=spec.crop)
     changes: list[Change] = []
     size = outside = harmless = left_out = 0

@@ -21,6 +21,8 @@ from robench.protocol import Protocol, Sha256, parse_protocol
 from robench.shift import REFERENCE_DIFFERENCE, means, right, right_cells, tallies
 
 SCHEMA: Literal["robench.result/1"] = "robench.result/1"
+CLEAN = "clean"
+"""Name of the metric on clean images."""
 
 
 class _Record(BaseModel):
@@ -293,7 +295,7 @@ class Result(_Record):
         Raises:
           RunError: there were none, as may be under a protocol with `[shift]`.
         """
-        found = next((metric for metric in self.metrics if metric.name == "clean"), None)
+        found = next((metric for metric in self.metrics if metric.name == CLEAN), None)
         if found is None:
             advice = "Evaluate `imagenet-val`, or where the protocol has cells give `clean=`."
             raise RunError(complaint("result", "clean", "not measured", "clean images", advice))
@@ -342,8 +344,8 @@ class Result(_Record):
         return self
 
     def __str__(self) -> str:
-        parts = [f"clean {percent(metric)}" for metric in self.metrics if metric.name == "clean"]
-        if self.headline.name != "clean":
+        parts = [f"clean {percent(metric)}" for metric in self.metrics if metric.name == CLEAN]
+        if self.headline.name != CLEAN:
             low, high = self.headline.interval
             name = self.headline.name if self.shifted else "robust"
             parts.append(f"{name} {percent(self.headline)} [{100 * low:.1f}, {100 * high:.1f}]")
@@ -419,10 +421,10 @@ def score(protocol: Protocol, outcomes: Sequence[Outcome]) -> tuple[Metric, ...]
         )
     asks, total = protocol.score.asks, len(outcomes)
     if asks is not None:
-        columns = {"clean": "clean_right", "robust": "attacked_right"}
+        columns = {CLEAN: "clean_right", "robust": "attacked_right"}
         rights = {name: [_right(outcome, column, asks) for outcome in outcomes] for name, column in columns.items()}
         return tuple(Metric.of_answers(name, counts, asks) for name, counts in rights.items())
-    metrics = [Metric.of("clean", sum(outcome.clean_correct for outcome in outcomes), total)]
+    metrics = [Metric.of(CLEAN, sum(outcome.clean_correct for outcome in outcomes), total)]
     for step in protocol.score.steps:
         survivors = sum(outcome.robust_at(step, protocol.score.scoring) for outcome in outcomes)
         metrics.append(Metric.of(f"robust@{step}", survivors, total))

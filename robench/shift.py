@@ -48,14 +48,35 @@ class Mean:
 
 def right_cells(protocol: Protocol, outcome: Outcome) -> int:
     """How many cells of an example were right."""
-    return _mask(_shift(protocol), outcome).bit_count()
+    return right_mask(protocol, outcome).bit_count()
+
+
+def right_mask(protocol: Protocol, outcome: Outcome) -> int:
+    """Which cells of an example were right: bit i, from the lowest, is cell i of the protocol; none if it is errored.
+
+    Raises:
+      RunError: the outcome has no such mask.
+    """
+    return _mask(_shift(protocol), outcome)
 
 
 def right(protocol: Protocol, outcome: Outcome) -> bool:
     """Whether an example counts for the headline of a shift that shows one image of it."""
     shift = _shift(protocol)
     predicted = outcome.clean if shift.among is None else _number(outcome, "among")
-    return not outcome.error and predicted == outcome.label
+    return not outcome.error and predicted == outcome.label and scored(protocol, outcome)
+
+
+def scored(protocol: Protocol, outcome: Outcome) -> bool:
+    """Whether the headline asks about an example at all: not where shape and texture are of one class."""
+    return _shift(protocol).kind != "textures" or _number(outcome, "texture") != outcome.label
+
+
+def over_reference(protocol: Protocol, outcome: Outcome) -> int:
+    """Right minus right of the reference model: -1, 0 or 1; 0 where there is no outcome."""
+    if outcome.error:
+        return 0
+    return right(protocol, outcome) - (_number(outcome, "reference") == outcome.label)
 
 
 def tallies(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[Tally]:
@@ -108,17 +129,14 @@ def _natural(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[Tally]:
 
 def _over_reference(protocol: Protocol, outcomes: Sequence[Outcome]) -> Mean:
     """Mean of (right minus right of the reference)."""
-    parts = [
-        0.0 if outcome.error else float(right(protocol, outcome)) - (_number(outcome, "reference") == outcome.label)
-        for outcome in outcomes
-    ]
+    parts = [over_reference(protocol, outcome) for outcome in outcomes]
     note = f"top-1 minus that of {_shift(protocol).reference} on the same images, paired"
     return Mean(REFERENCE_DIFFERENCE, math.fsum(parts) / len(parts), parts, note)
 
 
 def _textures(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[Tally]:
     """Top-1 by shape, and of the decisions for shape or texture the share for shape; conflicts alone."""
-    conflicts = [outcome for outcome in outcomes if _number(outcome, "texture") != outcome.label]
+    conflicts = [outcome for outcome in outcomes if scored(protocol, outcome)]
     if not conflicts:
         raise RunError(complaint(protocol.exact_name, "texture", "that of the shape everywhere", "some conflicts"))
     for_either = [

@@ -3,13 +3,17 @@
 `verifications/<model>/<protocol>@<version>/<name>.json` says which examples of a claim were attacked again and what
 came of each. Which ones is drawn by a seed that nobody knew when the claim was merged, so a verdict can be checked
 against its claim. Whether it refutes the claim is an exact binomial test against the rate at which verdicts flip
-between honest machines. Not here: the attack of a challenge (`challenge`).
+between honest machines. Without an attack examples are looked at again, and those right are called robust; where each
+is seen in cells, cells take the place of examples. Not here: the attack of a challenge (`challenge`).
 """
 
+import bisect
 import hashlib
+import itertools
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Literal
@@ -20,6 +24,7 @@ from robench.errors import SubmissionError, complaint
 from robench.outcome import Outcome
 from robench.protocol import Protocol, Sha256
 from robench.result import holds
+from robench.shift import right_mask, scored
 from robench.submission import Commit, Line, Submission, refusing_malformed
 
 SCHEMA: Literal["robench.verdict/1"] = "robench.verdict/1"
@@ -46,9 +51,9 @@ Tier = Literal["reported", "checked", "spot-verified", "reproduced", "refuted"]
 TIERS: dict[Tier, str] = {
     "reported": "valid; nothing says how anybody else gets the model",
     "checked": "valid, and the model can be loaded by anybody",
-    "spot-verified": "a random sample of the examples called robust was attacked again, and stood",
-    "reproduced": "all examples called robust were attacked again, and stood",
-    "refuted": "too many of the examples called robust fell when they were attacked again",
+    "spot-verified": "a random sample of the examples called robust (or right) was run again, and stood",
+    "reproduced": "all examples called robust (or right) were run again, and stood",
+    "refuted": "too many of the examples called robust (or right) fell when they were run again",
 }
 """What each tier means."""
 
@@ -60,11 +65,12 @@ class _Record(BaseModel):
 class Again(_Record):
     """What came of attacking an example again."""
 
-    id: str = Field(min_length=1, max_length=200)
+    id: str = Field(min_length=1, max_length=260)
+    """Of the example; where it is seen in cells, `<id> <corruption>/<severity>`."""
     robust: bool
     """Whether it stood."""
-    margin: float = Field(allow_inf_nan=False)
-    """The verifier's own: of the image that fooled, or the lowest margin met."""
+    margin: float | None = Field(allow_inf_nan=False)
+    """The verifier's own: of the image that fooled, or the lowest margin met; None where outcomes do not have it."""
 
 
 class Confirmed(_Record):
@@ -146,8 +152,8 @@ class Verdict(_Record):
 
 
 def fallen(examples: Iterable[Again], soft_margin: float) -> int:
-    """How many fell by more than rounding can do."""
-    return sum(not each.robust and each.margin < -soft_margin for each in examples)
+    """How many fell by more than rounding can do, as far as margins say."""
+    return sum(not each.robust and (each.margin is None or each.margin < -soft_margin) for each in examples)
 
 
 def seed_of(result_sha256: str, merge_commit: str, public_value: str) -> str:
@@ -160,19 +166,90 @@ def drawn(ids: Iterable[str], seed: str, count: int) -> list[str]:
     return sorted(ids, key=lambda example: hashlib.sha256(f"{seed}\n{example}".encode()).digest())[:count]
 
 
-def called(protocol: Protocol, outcomes: Iterable[Outcome]) -> tuple[list[str], list[str]]:
-    """Examples that a claim calls robust, and those right clean that it calls broken.
+@dataclass(frozen=True)
+class Called:
+    """What a claim calls its examples; where each is seen in cells, what it calls these.
+
+    Attributes:
+      robust: examples called robust, or right where nothing attacks, each with a mask of the cells that are.
+      broken: those called broken though right clean, or wrong where nothing attacks, each with such a mask.
+      cells: names of the cells; none where an example is seen once.
+      of: how many are scored, called so or not.
+    """
+
+    robust: Mapping[str, int]
+    broken: Mapping[str, int]
+    cells: Sequence[str]
+    of: int
+
+    @property
+    def count(self) -> int:
+        """How many are called robust: examples, or cells."""
+        return sum(mask.bit_count() for mask in self.robust.values())
+
+    def drawn_robust(self, seed: str, count: int) -> list[str]:
+        """So many of those called robust, as the seed draws them; all where there are fewer."""
+        return self._drawn(self.robust, seed, count)
+
+    def drawn_broken(self, seed: str, count: int) -> list[str]:
+        """So many of those called broken, as the seed draws them; all where there are fewer."""
+        return self._drawn(self.broken, seed, count)
+
+    def _drawn(self, masks: Mapping[str, int], seed: str, count: int) -> list[str]:
+        return drawn(masks, seed, count) if not self.cells else drawn_cells(masks, self.cells, seed, count)
+
+
+def drawn_cells(masks: Mapping[str, int], cells: Sequence[str], seed: str, count: int) -> list[str]:
+    """So many cells of examples, each as likely as any other, as `<id> <cell>`; all where there are fewer.
+
+    The cells in the masks are numbered through, in the order of the examples and of their bits; the draws are SHA-256
+    of the seed and 0, 1, 2, ..., modulo their number, without those that came before.
+    """
+    ends = list(itertools.accumulate(mask.bit_count() for mask in masks.values()))
+    examples, total = list(masks), ends[-1] if ends else 0
+    numbers: dict[int, None] = {}
+    for step in itertools.count():
+        if len(numbers) >= min(count, total):
+            break
+        digest = hashlib.sha256(f"{seed}\n{step}".encode()).digest()
+        numbers.setdefault(int.from_bytes(digest, "big") % total)
+    found = []
+    for number in numbers:
+        place = bisect.bisect_right(ends, number)
+        mask = masks[examples[place]]
+        bits = [bit for bit in range(len(cells)) if mask >> bit & 1]
+        found.append(f"{examples[place]} {cells[bits[number - ends[place]]]}")  # from the end, as the sums are
+    return found
+
+
+def cell_names(protocol: Protocol) -> tuple[str, ...]:
+    """Names of the cells of a protocol, in the order of their bits; none where an example is seen once."""
+    return tuple(f"{name}/{severity}" for name, severity in protocol.shift.cells) if protocol.shift is not None else ()
+
+
+def called(protocol: Protocol, outcomes: Sequence[Outcome]) -> Called:
+    """What a claim calls its examples.
 
     Raises:
-      SubmissionError: under this protocol, examples are right in a share of their answers, or shifted and not attacked.
+      SubmissionError: under this protocol, examples are right in a share of their answers.
     """
-    if protocol.score.asks is not None or protocol.shift is not None:
-        found = f"{protocol.exact_name}, which {'asks many times' if protocol.shift is None else 'shifts images'}"
-        expected, advice = "one under which an example stands or falls", "Evaluate the model again instead."
-        raise SubmissionError(complaint("verify", "protocol", found, expected, advice))
-    table = list(outcomes)
-    robust = [outcome.id for outcome in table if holds(protocol, outcome)]
-    return robust, [outcome.id for outcome in table if outcome.clean_correct and not holds(protocol, outcome)]
+    if protocol.score.asks is not None:
+        found, expected = f"{protocol.exact_name}, which asks many times", "one under which an example stands or falls"
+        raise SubmissionError(complaint("verify", "protocol", found, expected, "Evaluate the model again instead."))
+    if cells := cell_names(protocol):
+        masks, every = {each.id: right_mask(protocol, each) for each in outcomes}, (1 << len(cells)) - 1
+        right = {example: mask for example, mask in masks.items() if mask}
+        wrong = {example: every & ~mask for example, mask in masks.items() if mask != every}
+        return Called(right, wrong, cells, len(outcomes) * len(cells))
+    counted = [each for each in outcomes if protocol.shift is None or scored(protocol, each)]
+    robust = {each.id: 1 for each in counted if holds(protocol, each)}
+    open_to_attack = (each for each in counted if protocol.attack is None or each.clean_correct)
+    return Called(robust, {each.id: 1 for each in open_to_attack if each.id not in robust}, (), len(counted))
+
+
+def example_of(protocol: Protocol, name: str) -> str:
+    """The example of a name that `Called` has drawn."""
+    return name.rpartition(" ")[0] if cell_names(protocol) else name
 
 
 def tail(least: int, trials: int, rate: float) -> float:

@@ -12,10 +12,10 @@ from typing import Any
 
 from robench.outcome import Outcome, compress, read_outcomes, to_csv
 from robench.protocol import Protocol
-from robench.result import Counts, DataRecord, ModelRecord, OutcomesRecord, ProtocolRecord, Result, score
+from robench.result import Counts, DataRecord, ModelRecord, OutcomesRecord, ProtocolRecord, Result, derive, score
 from robench.submission import FOLDER, OUTCOMES, RESULT, TOML
 from robench.validation import Place, Rules
-from robench.verification import called, drawn, seed_of
+from robench.verification import called, seed_of
 from tests.test_protocol import protocol
 
 CLASSES = 3
@@ -113,6 +113,7 @@ def result_of(the_protocol: Protocol, outcomes: Sequence[Outcome], model: ModelR
             official=True,
         ),
         "metrics": score(the_protocol, outcomes),
+        "derived": derive(the_protocol, outcomes),
         "counts": Counts(
             evaluated=sum(not outcome.error for outcome in outcomes),
             errored=sum(bool(outcome.error) for outcome in outcomes),
@@ -183,14 +184,14 @@ def put_verdict(place: Place, rules: Rules, *, fell: int = 0, asked: int | None 
     """A verdict beside a claim: so many of the examples called robust were attacked again, by default all."""
     sha256 = hashlib.sha256((place.folder / RESULT).read_bytes()).hexdigest()
     outcomes, merged, value = read_outcomes(place.folder / OUTCOMES), "0" * 40, "round 7"
-    robust, broken = called(rules.protocols[place.protocol], outcomes)
-    chosen = drawn(robust, seed_of(sha256, merged, value), len(robust) if asked is None else asked)
-    controls = drawn(broken, seed_of(sha256, merged, value), 50)
+    said, seed = called(rules.protocols[place.protocol], outcomes), seed_of(sha256, merged, value)
+    chosen = said.drawn_robust(seed, said.count if asked is None else asked)
+    controls = said.drawn_broken(seed, 50)
     content = {
         "schema": "robench.verdict/1",
         "result_sha256": sha256,
-        "robust": len(robust),
-        "of": len(outcomes),
+        "robust": said.count,
+        "of": said.of,
         "asked": len(chosen),
         "fell": fell,
         "flip_rate": 0.001,

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import subprocess
@@ -7,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -82,16 +84,16 @@ def test_of_many_who_ask_at_once_one_gets_each_shard(run: Run) -> None:
 def test_who_looks_while_another_worker_starts_does_not_take_it_for_dead(
     run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flock, seen = claims.fcntl.flock, []
+    flock, seen = fcntl.flock, []
 
-    def look_first(file: object, operation: int) -> None:
-        if operation == claims.fcntl.LOCK_EX:
+    def look_first(file: Any, operation: int) -> None:
+        if operation == fcntl.LOCK_EX:
             seen.append(one.living())
         flock(file, operation)
 
     monkeypatch.setattr(claims, "_next", lambda began: began)
     with working(run) as one:
-        monkeypatch.setattr(claims.fcntl, "flock", look_first)
+        monkeypatch.setattr(fcntl, "flock", look_first)
         with working(run) as two:
             assert seen == [1]
             assert one.living() == 2

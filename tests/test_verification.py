@@ -3,6 +3,7 @@ import math
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from pydantic import ValidationError
 from scipy import stats
 
 from robench.errors import SubmissionError
+from robench.outcome import Outcome
 from robench.registry import load_protocol
 from robench.submission import Submission
 from robench.verification import (
@@ -23,8 +25,10 @@ from robench.verification import (
     Verdict,
     broken_since,
     called,
+    cell_names,
     critical,
     drawn,
+    example_of,
     read_verdicts,
     sample_size,
     seed_of,
@@ -32,6 +36,7 @@ from robench.verification import (
     tier_of,
 )
 from tests.claims import TOY, WORDS, edit_outcome, loader, model_record, sha, toy_outcomes, toy_rules
+from tests.shifted_claims import COUNT, Kind, shifted_outcomes, shifted_rules
 
 ROOT = Path(__file__).parent.parent
 ABOUT: dict[str, Any] = {
@@ -157,17 +162,62 @@ def test_the_draw_is_that_of_the_seed() -> None:
 def test_what_a_claim_calls_robust_is_what_its_headline_counts() -> None:
     outcomes = toy_outcomes(200)
     outcomes = edit_outcome(outcomes, 0, clean=outcomes[0].label, fooled_at=(7,), attacked=9)
-    robust, broken = called(toy_rules(200).protocols[TOY], outcomes)
+    said = called(toy_rules(200).protocols[TOY], outcomes)
     right = [each for each in outcomes if each.clean == each.label]
-    assert robust == [each.id for each in right if not each.fooled_at]
-    assert broken == [each.id for each in right if each.fooled_at]
+    assert list(said.robust) == [each.id for each in right if not each.fooled_at]
+    assert list(said.broken) == [each.id for each in right if each.fooled_at]
+    assert said.of == 200
 
 
 def test_where_no_example_stands_or_falls_none_is_called_robust() -> None:
     asked = toy_rules(attack__draws=20, score={"asks": 20}).protocols[TOY]
-    for protocol, why in ((asked, "toy-pgd@2, which asks many times"), ("imagenet-a", "which shifts images")):
-        with pytest.raises(SubmissionError, match=rf"`protocol` is .*{why}; expected one under which an example"):
-            called(load_protocol(protocol), [])
+    message = "`protocol` is toy-pgd@2, which asks many times; expected one under which an example"
+    with pytest.raises(SubmissionError, match=message):
+        called(asked, [])
+
+
+@pytest.mark.parametrize("kind", ["plain", "among", "reference", "textures"])
+def test_without_an_attack_what_is_right_is_called_robust(kind: Kind) -> None:
+    outcomes = shifted_outcomes(kind)
+    (protocol,) = shifted_rules(kind).protocols.values()
+    said = called(protocol, outcomes)
+    asked = [each for each in outcomes if each.texture is None or each.texture != each.label]
+    right = [each.id for each in asked if (each.clean if each.among is None else each.among) == each.label]
+    assert list(said.robust) == right
+    assert list(said.broken) == [each.id for each in asked if each.id not in right]
+    assert said.of == len(asked) == (COUNT if kind != "textures" else COUNT - COUNT // 10)
+    assert said.drawn_robust("seed", 20) == drawn(right, "seed", 20)
+    assert example_of(protocol, "an id with spaces") == "an id with spaces"
+
+
+@pytest.mark.parametrize("kind", ["cells", "cells without clean"])
+def test_where_examples_are_seen_in_cells_these_are_drawn(kind: Kind) -> None:
+    """Against the numbering written out; all of them are drawn once each before the draw ends."""
+    outcomes = [replace(each, id=f"{each.id} b") for each in shifted_outcomes(kind)]
+    outcomes[0], outcomes[1] = replace(outcomes[0], cells="00"), replace(outcomes[1], cells="3f")
+    (protocol,) = shifted_rules(kind).protocols.values()
+    cells = [f"{name}/{severity}" for name in ("fog", "frost", "gaussian_noise") for severity in (1, 2)]
+    said = called(protocol, outcomes)
+    places = [(each.id, place, int(each.cells or "0", 16) >> place & 1) for each in outcomes for place in range(6)]
+    assert said.of == len(places) == 6 * COUNT
+    for draw, wanted in ((said.drawn_robust, 1), (said.drawn_broken, 0)):
+        names = [f"{example} {cells[place]}" for example, place, right in places if right == wanted]
+        first = int(hashlib.sha256(b"seed\n0").hexdigest(), 16) % len(names)
+        second = int(hashlib.sha256(b"seed\n1").hexdigest(), 16) % len(names)
+        assert first != second
+        assert draw("seed", 2) == [names[first], names[second]]
+        assert draw("other", 2) != draw("seed", 2)
+        everything = draw("seed", 9999)
+        assert sorted(everything) == sorted(names)
+        assert draw("seed", 30) == everything[:30]
+        assert {example_of(protocol, name) for name in names} <= {each.id for each in outcomes}
+    assert said.count == sum(right for _, _, right in places)
+
+
+def test_a_margin_that_is_not_known_excuses_nothing() -> None:
+    examples = again(0, robust=True), {**again(1, robust=False), "margin": None}
+    unknown = verdict(asked=2, examples=examples, fell=1)
+    assert unknown.fell == 1
 
 
 @pytest.mark.parametrize(("of", "robust"), [(512, 215), (512, 317), (5000, 300), (5000, 2100), (5000, 3100)])
@@ -226,3 +276,27 @@ def test_only_confirmed_refutations_that_lie_there_lower_a_claim() -> None:
     assert broken_since(digest, [first, second], [one]) == {"a", "b", "d"}
     assert broken_since(digest, [first], []) == set()
     assert broken_since(sha("another"), [first, second], [one, two]) == set()
+
+
+@pytest.mark.parametrize("spread", ["all cells of a few", "a few cells of all"])
+def test_two_points_of_inflation_in_cells_are_caught(spread: str) -> None:
+    """However the false cells lie: 768 of 38,400 are called right and are not."""
+    protocol, chance = load_protocol("mini-c"), random.Random(0)
+    cells, caught = len(cell_names(protocol)), 0
+    assert cells == 75
+    for cheat in range(100):
+        honest = [chance.getrandbits(cells) | chance.getrandbits(cells) for _ in range(512)]
+        open_to_it = [(image, cell) for image in range(512) for cell in range(cells) if not honest[image] >> cell & 1]
+        if spread == "a few cells of all":
+            chance.shuffle(open_to_it)
+        false = set(open_to_it[: round(0.02 * 512 * cells)])
+        masks = list(honest)
+        for image, cell in false:
+            masks[image] |= 1 << cell
+        outcomes = [Outcome(f"e{n}", 0, 0, 0, 1.0, 1.0, cells=f"{mask:019x}") for n, mask in enumerate(masks)]
+        said = called(protocol, outcomes)
+        asked = said.drawn_robust(f"cheat {cheat}", sample_size(robust=said.count, of=said.of))
+        places = [(int(name.split(" ")[0][1:]), cell_names(protocol).index(name.split(" ")[1])) for name in asked]
+        fell = sum(place in false for place in places)
+        caught += bool(stats.binom.sf(fell - 1, len(asked), FLIP_RATE) < LEVEL)
+    assert caught >= 97

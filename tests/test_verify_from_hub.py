@@ -107,9 +107,9 @@ def test_the_commit_is_verified_though_its_branch_went_on(
         verdict = verify(claim, MERGED, by="me", run_dir=tmp_path / "runs")
     finally:
         repository.branches["main"] = commit
-    robust, broken = called(SHORT, claim.outcomes)
-    assert len(robust) > 5
-    assert (verdict.asked, verdict.fell, len(verdict.controls)) == (len(robust), 0, len(broken))
+    said = called(SHORT, claim.outcomes)
+    assert len(said.robust) > 5
+    assert (verdict.asked, verdict.fell, len(verdict.controls)) == (len(said.robust), 0, len(said.broken))
     assert verdict.sound
     assert {request.token for request in server.log} == {None}
 

@@ -7,15 +7,18 @@ import hashlib
 import importlib.resources
 import tomllib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from robench import refutation, verification
 from robench.errors import SubmissionError
 from robench.leaderboard.ranks import more_answers, more_examples, rank_intervals
+from robench.outcome import Outcome
 from robench.protocol import Protocol
-from robench.result import Metric, Result, holds
+from robench.result import CLEAN, Derived, Metric, Result, holds
+from robench.shift import over_reference, right_cells
 from robench.submission import FOLDER, Submission
 from robench.validation import Claim, Finding, Rules, errors, examine
 from robench.validation.duplicates import check_duplicates, identities
@@ -33,7 +36,8 @@ class Row:
       tier: how well it is confirmed.
       held: the examples that count as right under the protocol, as bits, the first one lowest; None where answers are
         counted.
-      answers: right answers about each example; None where examples are counted.
+      answers: right answers about each example, or right cells of each, or right minus right of the reference model;
+        None where examples are counted.
       ranks: best and worst rank; None where the claim is refuted.
       broken: examples called robust that confirmed refutations break.
     """
@@ -49,17 +53,25 @@ class Row:
     broken: int = 0
 
     @property
-    def clean(self) -> Metric:
-        return self.result.clean
+    def clean(self) -> Metric | None:
+        """Accuracy on the clean images; None where there were none."""
+        return next((metric for metric in self.result.metrics if metric.name == CLEAN), None)
 
     @property
     def headline(self) -> Metric:
         return self.result.headline
 
     @property
-    def difference(self) -> float:
-        """Points that the headline lies below clean accuracy."""
-        return 100 * (_share(self.headline) - _share(self.clean))
+    def difference(self) -> float | None:
+        """Points that the headline lies above clean accuracy; None where clean images were not seen."""
+        return None if self.clean is None else 100 * (share(self.headline) - share(self.clean))
+
+    @property
+    def beside(self) -> dict[str, Metric | Derived]:
+        """What else a protocol without an attack says, by name: top-1 over all classes, shape bias, mCE."""
+        others = [metric for metric in self.result.metrics[:-1] if metric.group == "bias" or not metric.group]
+        found: list[Metric | Derived] = [metric for metric in others if metric.name != CLEAN]
+        return {each.name: each for each in [*found, *self.result.derived]} if self.result.shifted else {}
 
     @property
     def engine(self) -> str:
@@ -77,15 +89,30 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The claims under one protocol, by their headline; refuted ones last."""
+    """The claims under one protocol, by the number that ranks; refuted ones last."""
 
     protocol: Protocol
     rows: Sequence[Row]
 
     @property
-    def attacked(self) -> bool:
-        """Whether the headline is another number than clean accuracy."""
-        return self.protocol.attack is not None
+    def headline(self) -> str:
+        """Name of the headline."""
+        return self.rows[0].headline.name if self.rows else ""
+
+    @property
+    def ranking(self) -> str:
+        """Name of the number that ranks."""
+        return self.rows[0].result.ranking.name if self.rows else ""
+
+    @property
+    def has_clean(self) -> bool:
+        """Whether any row saw clean images."""
+        return any(row.clean is not None for row in self.rows)
+
+    @property
+    def beside(self) -> list[str]:
+        """Names of what else its rows say."""
+        return list(dict.fromkeys(name for row in self.rows for name in row.beside))
 
 
 @dataclass(frozen=True)
@@ -167,14 +194,26 @@ def _row(claim: Claim, repository: Path) -> Row:
     broken = len(verification.broken_since(claim.result_sha256, verdicts, digests))
     tier = verification.tier_of(claim.submission, claim.result_sha256, verdicts)
     row = Row(place.model, place.file(), claim.submission, claim.result, tier, broken=broken)
-    if claim.protocol.score.asks is not None:
-        return replace(row, answers=tuple(outcome.attacked_right or 0 for outcome in claim.outcomes))
+    count = _counted(claim.protocol)
+    if count is not None:
+        return replace(row, answers=tuple(map(count, claim.outcomes)))
     bits = "".join("1" if holds(claim.protocol, outcome) else "0" for outcome in reversed(claim.outcomes))
     return replace(row, held=int(bits, 2))
 
 
+def _counted(protocol: Protocol) -> Callable[[Outcome], int] | None:
+    """What is counted about each example; None where examples are."""
+    if protocol.score.asks is not None:
+        return lambda outcome: outcome.attacked_right or 0
+    if protocol.shift is not None and protocol.shift.kind == "corruptions":
+        return partial(right_cells, protocol)
+    if protocol.shift is not None and protocol.shift.reference is not None:
+        return partial(over_reference, protocol)
+    return None
+
+
 def ranked(rows: Sequence[Row]) -> list[Row]:
-    """Rows by their headline, with rank intervals; refuted ones last, without."""
+    """Rows by the number that ranks, with rank intervals; refuted ones last, without."""
     standing = [row for row in rows if row.tier != "refuted"]
     intervals = rank_intervals(standing, _better)
     placed = [replace(row, ranks=ranks) for row, ranks in zip(standing, intervals, strict=True)]
@@ -189,11 +228,12 @@ def _better(first: Row, second: Row) -> bool:
 
 
 def _order(row: Row) -> tuple[float, float, str]:
-    return -_share(row.headline), -_share(row.clean), row.model
+    return -share(row.result.ranking), -share(row.clean) if row.clean is not None else 0.0, row.model
 
 
-def _share(metric: Metric) -> float:
-    return metric.numerator / metric.denominator
+def share(number: Metric | Derived) -> float:
+    """A number as exactly as it is known."""
+    return number.numerator / number.denominator if isinstance(number, Metric) else number.value
 
 
 def read_published() -> list[Published]:

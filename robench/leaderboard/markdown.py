@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 
 from robench.leaderboard import wording
 from robench.leaderboard.board import Board, Published, Row, Table
-from robench.result import percent
 from robench.verification import TIERS
 
 _MEANT = re.compile(
@@ -77,34 +76,31 @@ def _summary(board: Board) -> list[str]:
 
 
 def _cell(row: Row | None) -> str:
-    return "" if row is None else f"{percent(row.headline)} ({row.rank})"
+    return "" if row is None else f"{wording.ranking(row)} ({row.rank})"
 
 
 def _table(table: Table) -> list[str]:
     protocol = table.protocol
     lines = [f"{escaped(protocol.title)}. {protocol.data.count:,} images. Digest `{protocol.digest[:16]}`.", ""]
-    if protocol.id.startswith("mini"):
-        lines += [wording.MINI, ""]
+    if note := wording.note(table):
+        lines += [escaped(note), ""]
     if not table.rows:
         return [*lines, wording.EMPTY, ""]
-    columns = ["rank", "model", "clean"]
-    columns += [f"{table.rows[0].headline.name} [95 %]", "to clean"] if table.attacked else ["[95 %]"]
-    columns += ["parameters", "training data", "engine", "tier", "caveats"]
+    scores = [score.title for score in wording.scores(table.rows[0], table)]
+    columns = ["rank", "model", *scores, "parameters", "training data", "engine", "tier", "caveats"]
     if any(row.broken for row in table.rows):
         lines += [wording.BEST_KNOWN, ""]
     notes = [(row, caveat) for row in table.rows for caveat in row.result.caveats]
-    lines += grid(columns, (_row(row, attacked=table.attacked) for row in table.rows))
+    lines += grid(columns, (_row(row, table) for row in table.rows))
     lines += [f"- {escaped(row.model)}: {escaped(caveat)}" for row, caveat in notes]
     return [*lines, ""] if notes else lines
 
 
-def _row(row: Row, *, attacked: bool) -> list[str]:
-    scores = [wording.headline(row), wording.difference(row)] if attacked else [wording.interval(row.headline)]
+def _row(row: Row, table: Table) -> list[str]:
     return [
         row.rank,
         f"[{escaped(row.model)}]({row.folder})",
-        percent(row.clean),
-        *scores,
+        *(str(score) for score in wording.scores(row, table)),
         wording.parameters(row),
         escaped(row.submission.training_data),
         row.engine,

@@ -14,6 +14,7 @@ from robench.errors import SubmissionError, complaint
 from robench.leaderboard import wording
 from robench.leaderboard.board import Row, ranked, rows_of
 from robench.leaderboard.markdown import escaped, grid
+from robench.leaderboard.ranks import answers_p_value
 from robench.submission import shown
 from robench.validation import Place, Rules
 from robench.validation.codes import CODES
@@ -31,7 +32,7 @@ class Neighbour:
 
     Attributes:
       model, headline: its name, and its number with the interval.
-      p_value: of the paired test against the claim; None where examples neither hold nor fall.
+      p_value: of the paired test against the claim.
     """
 
     model: str
@@ -71,6 +72,8 @@ def rows_beside(claims: Sequence[Place], rules: Rules) -> list[Beside]:
 
 
 def _p_value(first: Row, second: Row) -> float | None:
+    if first.answers is not None and second.answers is not None:
+        return answers_p_value(first.answers, second.answers)
     if first.held is None or second.held is None:
         return None
     return mcnemar((first.held & ~second.held).bit_count(), (second.held & ~first.held).bit_count())

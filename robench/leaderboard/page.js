@@ -17,7 +17,8 @@
       points.set(point.dataset.row, [...(points.get(point.dataset.row) || []), point]);
     }
     const [protocol, index, more] = [node.dataset.protocol, Number(node.dataset.table), node.querySelector("button.more")];
-    return { node, table, heads, keys, rows, points, protocol, index, more, order: rows, most: MOST };
+    const ranking = heads.find((head) => head.hasAttribute("aria-sort"))?.dataset.key;
+    return { node, table, heads, keys, rows, points, protocol, index, more, ranking, order: rows, most: MOST };
   });
 
   function describe(row, keys) {
@@ -27,7 +28,8 @@
       const cell = row.cells[column];
       const text = key === "model" ? cell.querySelector("a").textContent : cell.textContent.trim();
       const value = cell.dataset.value;
-      values[key] = { text, value: value === undefined ? text.toLowerCase() : value === "" ? null : Number(value) };
+      const number = value !== undefined && key !== "rank"; // what is downloaded as a number; of ranks, the interval is
+      values[key] = { text, number, value: value === undefined ? text.toLowerCase() : value === "" ? null : Number(value) };
     });
     return { row, values, index: row.dataset.row, box: row.querySelector("input"), shown: true };
   }
@@ -83,10 +85,11 @@
   }
 
   function sort() {
-    const key = state.sort || "robust";
-    const sign = (state.dir || (key === "robust" ? "descending" : "ascending")) === "descending" ? -1 : 1;
     for (const section of sections) {
-      if (!section.keys.includes(key)) continue;
+      const key = section.keys.includes(state.sort) ? state.sort : section.ranking;
+      if (!key) continue;
+      const first = key === section.ranking ? "descending" : "ascending";
+      const sign = ((key === state.sort && state.dir) || first) === "descending" ? -1 : 1;
       section.heads.forEach((head) => head.removeAttribute("aria-sort"));
       section.heads[section.keys.indexOf(key)].setAttribute("aria-sort", sign < 0 ? "descending" : "ascending");
       const value = (each) => each.values[key].value;
@@ -111,7 +114,7 @@
 
   // --- two rows, example by example
 
-  function bits(text) {
+  function bytes(text) {
     return Uint8Array.from(atob(text), (character) => character.charCodeAt(0));
   }
 
@@ -160,8 +163,27 @@
     ];
   }
 
+  function erfc(x) {
+    // Abramowitz & Stegun 7.1.26, to 1.5e-7, for x >= 0.
+    const t = 1 / (1 + 0.3275911 * x);
+    const sum = [1.061405429, -1.453152027, 1.421413741, -0.284496736, 0.254829592].reduce((total, each) => total * t + each, 0);
+    return sum * t * Math.exp(-x * x);
+  }
+
+  function compareCounts(paired, a, b) {
+    // Paired over examples: the interval is that of a mean, the test that of a mean of zero.
+    const [first, second] = [bytes(paired.counts[a]), bytes(paired.counts[b])];
+    const differences = Array.from(second, (count, place) => (count - first[place]) / paired.asks);
+    const total = differences.length;
+    const sum = differences.reduce((all, each) => all + each, 0);
+    const squares = differences.reduce((all, each) => all + each * each, 0);
+    const half = 1.959963984540054 * Math.sqrt(Math.max(0, squares - (sum * sum) / total) / (total - 1) / total);
+    const mean = sum / total;
+    return { mean, total, p: squares ? erfc(Math.abs(sum) / Math.sqrt(2 * squares)) : 1, interval: [mean - half, mean + half] };
+  }
+
   function compare(paired, a, b) {
-    const [first, second] = [bits(paired.held[a]), bits(paired.held[b])];
+    const [first, second] = [bytes(paired.held[a]), bytes(paired.held[b])];
     let [both, onlyA, onlyB] = [0, 0, 0];
     first.forEach((byte, place) => {
       both += ones(byte & second[place]);
@@ -200,21 +222,29 @@
       return;
     }
     const paired = data.tables[a.section.index];
-    if (a.section !== b.section || paired.held[a.each.index] === null) {
-      say("These two cannot be paired: choose two rows of one table whose examples hold or fall.");
+    if (a.section !== b.section) {
+      say("These two cannot be paired: choose two rows of one table.");
       return;
     }
-    const found = compare(paired, Number(a.each.index), Number(b.each.index));
+    if (!paired.held && !paired.counts) {
+      say("This table has too many images to be compared here: `robench compare` does it.");
+      return;
+    }
     const names = [a, b].map((other) => other.each.values.model.text);
     const points = (value) => `${value < 0 ? "" : "+"}${(100 * value).toFixed(1)}`;
-    const rate = (found.onlyB - found.onlyA) / paired.total;
+    const [one, other] = [Number(a.each.index), Number(b.each.index)];
+    const found = paired.held ? compare(paired, one, other) : compareCounts(paired, one, other);
+    const rate = paired.held ? (found.onlyB - found.onlyA) / paired.total : found.mean;
     const p = found.p < 1e-4 ? found.p.toExponential(1) : found.p.toFixed(4);
     const verdict = found.p < data.level ? "significantly different" : "no significant difference";
+    const counts = paired.held
+      ? `Of ${paired.total} images, only ${names[0]} holds ${found.onlyA}, only ${names[1]} ${found.onlyB}, ` +
+        `both ${found.both}, neither ${found.neither}.`
+      : `Paired over ${found.total} images.`;
     say(
       `${names[1]} minus ${names[0]} under ${a.section.protocol}: ${points(rate)} points ` +
-        `[${points(found.interval[0])}, ${points(found.interval[1])}], McNemar p = ${p}: ${verdict}. ` +
-        `Of ${paired.total} images, only ${names[0]} holds ${found.onlyA}, only ${names[1]} ${found.onlyB}, ` +
-        `both ${found.both}, neither ${found.neither}.`,
+        `[${points(found.interval[0])}, ${points(found.interval[1])}], ${paired.held ? "McNemar" : "z test"} p = ${p}: ` +
+        `${verdict}. ${counts}`,
     );
   }
 
@@ -239,8 +269,7 @@
   function download(section) {
     const keys = section.keys.filter((key) => key);
     const rows = section.order.filter((each) => each.shown);
-    const raw = new Set(["clean", "robust", "difference", "parameters", "caveats"]);
-    const lines = rows.map((each) => keys.map((key) => field(String((raw.has(key) ? each.values[key].value : each.values[key].text) ?? ""))));
+    const lines = rows.map((each) => keys.map((key) => field(String((each.values[key].number ? each.values[key].value : each.values[key].text) ?? ""))));
     const text = [keys, ...lines].map((cells) => cells.join(",")).join("\n") + "\n";
     const link = document.createElement("a");
     link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));

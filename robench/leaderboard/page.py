@@ -15,11 +15,14 @@ from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
 from robench.leaderboard import scatter, wording
-from robench.leaderboard.board import Board, Row, Table
+from robench.leaderboard.board import Board, Row, Table, share
 from robench.leaderboard.ranks import LEVEL
-from robench.result import Metric, percent
+from robench.result import CLEAN, percent
 from robench.submission import FAMILIES
 from robench.verification import TIERS
+
+MOST_BYTES = 4_000_000
+"""What a table may add to the page so that rows can be compared there."""
 
 
 def render(board: Board) -> str:
@@ -42,7 +45,6 @@ def render(board: Board) -> str:
         wording=wording,
         percent=percent,
         scatter=scatter,
-        share=_share,
     )
 
 
@@ -68,29 +70,38 @@ def _json(content: Any) -> Markup:
 
 
 def _paired(table: Table) -> dict[str, Any]:
-    """What the page needs to compare two rows: the examples each of them holds, as bits."""
-    count = table.protocol.data.count
-    return {"total": count, "held": [_bits(row, count) for row in table.rows]}
+    """What the page needs to compare two rows.
+
+    Either the examples that each row holds, as bits, or what is counted about each example, in bytes that start at the
+    least count, and of how many; nothing where that would be too much for a page.
+    """
+    if not table.rows:
+        return {}
+    first, count = table.rows[0], table.protocol.data.count
+    if first.answers is None:
+        return {"total": first.headline.denominator, "held": [_bits(row, count) for row in table.rows]}
+    counts = [row.answers or () for row in table.rows]
+    low, high = min(map(min, counts)), max(map(max, counts))
+    if high - low > 255 or count * len(counts) > MOST_BYTES:
+        return {}
+    asks = max(1, first.headline.denominator // count)
+    return {"asks": asks, "counts": [_base64(bytes(each - low for each in row)) for row in counts]}
 
 
-def _bits(row: Row, count: int) -> str | None:
-    if row.held is None:
-        return None
-    return base64.b64encode(row.held.to_bytes(-(-count // 8), "little")).decode()
+def _bits(row: Row, count: int) -> str:
+    return _base64((row.held or 0).to_bytes(-(-count // 8), "little"))
+
+
+def _base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
 
 
 def _plots(table: Table) -> list[scatter.Scatter]:
-    if not table.rows or not table.attacked:
+    if not table.rows or table.headline == CLEAN:
         return []
-    headlines = [_share(row.headline) for row in table.rows]
-    name = table.rows[0].headline.name
-    cleans = [_share(row.clean) for row in table.rows]
+    headlines = [share(row.headline) for row in table.rows]
+    cleans = [None if row.clean is None else share(row.clean) for row in table.rows]
     sizes = [row.result.model.parameters for row in table.rows]
-    return [
-        scatter.shares("clean", name, list(zip(cleans, headlines, strict=True))),
-        scatter.over_sizes("parameters", name, list(zip(sizes, headlines, strict=True))),
-    ]
-
-
-def _share(metric: Metric) -> float:
-    return round(metric.numerator / metric.denominator, 6)
+    over_clean = scatter.shares("clean", table.headline, list(zip(cleans, headlines, strict=True)))
+    over_sizes = scatter.over_sizes("parameters", table.headline, list(zip(sizes, headlines, strict=True)))
+    return [over_clean, over_sizes] if table.has_clean else [over_sizes]

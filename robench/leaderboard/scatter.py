@@ -29,9 +29,9 @@ class Scatter:
     y_ticks: Sequence[tuple[str, str]]
 
 
-def shares(x_title: str, y_title: str, values: Sequence[tuple[float, float]]) -> Scatter:
-    """One share against another; both axes go from 0 to 100 percent."""
-    points = [(row, _x(x), _y(y)) for row, (x, y) in enumerate(values)]
+def shares(x_title: str, y_title: str, values: Sequence[tuple[float | None, float]]) -> Scatter:
+    """One share against another; both axes go from 0 to 100 percent, and what has no first share is left out."""
+    points = [(row, _x(x), _y(y)) for row, (x, y) in enumerate(values) if x is not None]
     ticks = [each / 4 for each in range(5)]
     return Scatter(x_title, y_title, points, [(_x(t), f"{t:.0%}") for t in ticks], [(_y(t), f"{t:.0%}") for t in ticks])
 

@@ -3,9 +3,14 @@
 Not here: markup.
 """
 
-from robench.leaderboard.board import Row
+from dataclasses import dataclass, replace
+
+from robench.leaderboard.board import Row, Table, share
 from robench.leaderboard.ranks import LEVEL
-from robench.result import Metric, percent
+from robench.result import CLEAN, Derived, Metric, percent
+
+HEADLINE = "robust"
+"""What the headline is called in addresses and in the downloaded table, whatever it is."""
 
 INTRODUCTION = (
     "Each table is one protocol: the same images and the same attack for every row, at one digest. Every number was "
@@ -13,8 +18,9 @@ INTRODUCTION = (
 )
 RANKS = (
     "A rank is an interval: from 1 plus the number of models that are significantly better, to the number of models "
-    f"minus those that are significantly worse (exact paired McNemar test, {LEVEL:.0%} level for each comparison, not "
-    "corrected for their number). Models whose intervals overlap may stand in any order."
+    f"minus those that are significantly worse (exact paired McNemar test, {100 * LEVEL:.0f} % level for each "
+    "comparison, not corrected for their number; where an image is right in a share of its cells or answers, a paired "
+    "z test over the images). Models whose intervals overlap may stand in any order."
 )
 MINI = "The mini suite is a testbed of generated images, not a substitute for photographs."
 PUBLISHED = (
@@ -29,10 +35,65 @@ NO_SUMMARY_SCORE = "There is no mean over protocols: they measure different thin
 EMPTY = "No submission yet."
 
 
-def interval(metric: Metric) -> str:
-    """Such as `[39.5, 48.1]`."""
-    low, high = metric.interval
+@dataclass(frozen=True)
+class Score:
+    """A number of a row.
+
+    Attributes:
+      key: what it is called in addresses and in the downloaded table.
+      title: of its column.
+      number, rest: it as text, and what stands behind it; "" where the row does not have it.
+      value: as a share, or in points for a difference; None where the row does not have it.
+    """
+
+    key: str
+    title: str
+    number: str
+    rest: str
+    value: float | None
+
+    def __str__(self) -> str:
+        return f"{self.number} {self.rest}".strip()
+
+
+def scores(row: Row, table: Table) -> list[Score]:
+    """The numbers of a row, in the order of the table's columns."""
+    clean = _score("clean", "clean", row.clean)
+    if table.headline == CLEAN:
+        headline, difference = [replace(_score(HEADLINE, "[95 %]", row.headline), number="")], []
+    else:
+        found = _score(HEADLINE, f"{table.headline} [95 %]", row.headline)
+        headline = [replace(found, rest=f"{found.rest}{best_known(row)}")]
+        points = "" if row.difference is None else f"{row.difference:+.1f}"
+        exact = None if row.difference is None else round(row.difference, 4)
+        difference = [Score("difference", "to clean", points, "", exact)]
+    about_clean = [[replace(clean, rest="")], difference] if table.has_clean else [[], []]
+    beside = [_score(name, name, row.beside.get(name)) for name in table.beside]
+    return [*about_clean[0], *headline, *about_clean[1], *beside]
+
+
+def _score(key: str, title: str, number: Metric | Derived | None) -> Score:
+    if number is None:
+        return Score(key, title, "", "", None)
+    return Score(key, title, f"{100 * share(number):.1f} %", interval(number), round(share(number), 6))
+
+
+def interval(number: Metric | Derived) -> str:
+    """Such as `[39.5, 48.1]`; "" where it has none."""
+    if number.interval is None:
+        return ""
+    low, high = number.interval
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def ranking(row: Row) -> str:
+    """The number that ranks, such as `43.8 %`."""
+    return f"{100 * share(row.result.ranking):.1f} %"
+
+
+def ranking_key(table: Table) -> str:
+    """The key of the number that ranks."""
+    return HEADLINE if table.ranking == table.headline else table.ranking
 
 
 def headline(row: Row) -> str:
@@ -47,9 +108,9 @@ def best_known(row: Row) -> str:
     return f", best known {100 * (row.headline.numerator - row.broken) / row.headline.denominator:.1f} %"
 
 
-def difference(row: Row) -> str:
-    """Points between headline and clean accuracy."""
-    return f"{row.difference:+.1f}"
+def note(table: Table) -> str:
+    """What to know before reading a table; "" where there is nothing."""
+    return table.protocol.confounds or (MINI if table.protocol.id.startswith("mini") else "")
 
 
 def parameters(row: Row) -> str:

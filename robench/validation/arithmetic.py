@@ -11,7 +11,7 @@ from typing import Any
 from robench.errors import RunError
 from robench.outcome import Outcome
 from robench.protocol import Protocol
-from robench.result import Metric, Result, score
+from robench.result import Derived, Metric, Result, derive, score
 from robench.submission import OUTCOMES, RESULT, shown
 from robench.validation.findings import Finding
 from robench.validation.reading import Place
@@ -20,7 +20,7 @@ from robench.validation.reading import Place
 def check_arithmetic(
     place: Place, result: Result, protocol: Protocol, *, outcomes: Sequence[Outcome], digest: str, labels: str | None
 ) -> Iterator[Finding]:
-    """Digests, examples, labels, metrics and counts.
+    """Digests, examples, labels, textures, metrics and counts.
 
     Args:
       place, result, protocol, outcomes: the claim.
@@ -39,6 +39,9 @@ def check_arithmetic(
         yield Finding("RB403", table, *_strange_ids([outcome.id for outcome in outcomes], ids, protocol))
     elif labels is not None and (found := _digest(str(outcome.label) for outcome in outcomes)) != labels:
         yield Finding("RB404", table, "", f"labels with the digest {found}", labels)
+    textures = protocol.shift.textures_sha256 if protocol.shift is not None else None
+    if textures is not None and (found := _digest(str(outcome.texture) for outcome in outcomes)) != textures:
+        yield Finding("RB410", table, "", f"textures with the digest {found}", textures)
     yield from _metrics(stated, result, protocol, outcomes)
     yield from _equal(stated, "RB407", _counts(result, outcomes))
     about = result.data
@@ -71,7 +74,7 @@ def _strange_ids(ids: Sequence[str], digest: str, protocol: Protocol) -> tuple[s
 
 def _metrics(where: str, result: Result, protocol: Protocol, outcomes: Sequence[Outcome]) -> Iterator[Finding]:
     try:
-        recomputed = score(protocol, outcomes)
+        recomputed, derived = score(protocol, outcomes), derive(protocol, outcomes)
     except RunError as error:
         yield Finding("RB405", where, "/metrics", shown(str(error), 160), "outcomes that can be scored")
         return
@@ -80,7 +83,11 @@ def _metrics(where: str, result: Result, protocol: Protocol, outcomes: Sequence[
         if stated is None or found is None or _counted(stated) != _counted(found):
             yield Finding("RB405", where, pointer, _written(stated), f"{_written(found)}, as the outcomes say")
         elif stated != found:
-            yield Finding("RB406", where, pointer, _derived(stated), f"{_derived(found)}, as its counts give")
+            yield Finding("RB406", where, pointer, _bounds(stated), f"{_bounds(found)}, as its counts give")
+    for index, (given, right) in enumerate(zip_longest(result.derived, derived)):
+        if given != right:
+            expected = f"{_named(right)}, as the outcomes say"
+            yield Finding("RB409", where, f"/derived/{index}", shown(_named(given)), expected)
 
 
 def _counted(metric: Metric) -> tuple[str, int, int]:
@@ -91,9 +98,15 @@ def _written(metric: Metric | None) -> str:
     return shown(f"{metric.name} {metric.numerator}/{metric.denominator}") if metric is not None else "none"
 
 
-def _derived(metric: Metric) -> str:
+def _bounds(metric: Metric) -> str:
     low, high = metric.interval
     return f"{metric.value} [{low}, {high}]"
+
+
+def _named(number: Derived | None) -> str:
+    if number is None:
+        return "none"
+    return f"{number.name} {number.value}" + (f" {list(number.interval)}" if number.interval is not None else "")
 
 
 def _counts(result: Result, outcomes: Sequence[Outcome]) -> dict[str, tuple[Any, Any]]:

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robench import refutation, verification
-from robench.errors import SubmissionError
+from robench.errors import RunError, SubmissionError
 from robench.outcome import Outcome
 from robench.protocol import Protocol
 from robench.refutation import Refutation, read_refutation
 from robench.submission import MODEL_NAME, PROTOCOL_NAME, shown
 from robench.validation.findings import Finding
 from robench.validation.reading import Place, read_plain
-from robench.verification import CONTROLS, Verdict, called, drawn, read_verdict
+from robench.verification import CONTROLS, Called, Verdict, called, read_verdict
 
 LARGEST = {verification.FOLDER: 2_000_000, refutation.FOLDER: refutation.LARGEST}
 """Most bytes of a file, by the folder it lies in."""
@@ -39,11 +39,11 @@ def check_beside(
         return
     first = f"{next(name for name in contents if contents[name])}/{place.model}/{place.protocol}"
     try:
-        robust, broken = called(protocol, outcomes)
-    except SubmissionError as error:
+        said = called(protocol, outcomes)
+    except (SubmissionError, RunError) as error:
         yield Finding("RB902", first, "", shown(str(error), 160), "nothing beside this claim")
         return
-    claim = _About(result_sha256, protocol, len(outcomes), robust, broken)
+    claim = _About(result_sha256, protocol, said)
     known: dict[str, Refutation] = {}
     for file, content in contents[refutation.FOLDER].items():
         yield from _refutation(file, content, claim, known)
@@ -57,9 +57,7 @@ class _About:
 
     result_sha256: str
     protocol: Protocol
-    count: int
-    robust: Sequence[str]
-    broken: Sequence[str]
+    called: Called
 
 
 def _refutation(file: str, content: bytes, claim: _About, known: dict[str, Refutation]) -> Iterator[Finding]:
@@ -73,7 +71,7 @@ def _refutation(file: str, content: bytes, claim: _About, known: dict[str, Refut
         yield Finding("RB902", file, "/result_sha256", read.result_sha256, claim.result_sha256)
         return
     known[hashlib.sha256(content).hexdigest()] = read
-    open_to_it = set(claim.robust)
+    open_to_it = set(claim.called.robust)
     for index, change in enumerate(read.images):
         if change.id not in open_to_it:
             expected = "an example that the claim calls robust, once"
@@ -99,8 +97,8 @@ def _verdict(file: str, content: bytes, claim: _About, known: Mapping[str, Refut
         yield Finding("RB902", file, "/result_sha256", verdict.result_sha256, claim.result_sha256)
         return
     for key, stated, found in (
-        ("robust", verdict.robust, len(claim.robust)),
-        ("of", verdict.of, claim.count),
+        ("robust", verdict.robust, claim.called.count),
+        ("of", verdict.of, claim.called.of),
     ):
         if stated != found:
             yield Finding("RB903", file, f"/{key}", str(stated), f"{found}, as the claim says")
@@ -157,15 +155,18 @@ def _readable(place: Place, name: str, files: Sequence[str], findings: list[Find
 
 def _check_draw(file: str, verdict: Verdict, claim: _About) -> Iterator[Finding]:
     """Which examples were attacked again is the seed's choice."""
-    drawn_from = (("examples", claim.robust, verdict.examples), ("controls", claim.broken, verdict.controls))
-    for key, called_so, again in drawn_from:
-        expected = drawn(called_so, verdict.seed, len(again))
+    draws = (
+        ("examples", claim.called.drawn_robust, verdict.examples),
+        ("controls", claim.called.drawn_broken, verdict.controls),
+    )
+    for key, draw, again in draws:
+        expected = draw(verdict.seed, len(again))
         for index, each in enumerate(again):
             if index >= len(expected) or each.id != expected[index]:
                 right = shown(expected[index]) if index < len(expected) else "no more"
                 yield Finding("RB904", file, f"/{key}/{index}/id", shown(each.id), f"{right}, as the seed draws")
                 break
-    controls = min(CONTROLS, len(claim.broken)) if verdict.examples else 0
+    controls = min(CONTROLS, len(claim.called.broken)) if verdict.examples else 0
     if len(verdict.controls) != controls:
         yield Finding("RB904", file, "/controls", f"{len(verdict.controls)}", f"{controls} examples called broken")
 

@@ -11,6 +11,7 @@ from robench.caveats import caveats_of
 from robench.outcome import Outcome
 from robench.protocol import Protocol
 from robench.result import Result
+from robench.shift import has_clean
 from robench.submission import OUTCOMES, RESULT, shown
 from robench.validation.findings import Finding
 from robench.validation.reading import Place
@@ -24,7 +25,8 @@ def check_consistency(
 ) -> Iterator[Finding]:
     """Each code is given once, for the first line it is about, with the number of others."""
     table = place.file(OUTCOMES)
-    for code, check in _checks(protocol, native=result.engine == "native").items():
+    unseen = protocol.shift is not None and protocol.shift.kind == "corruptions" and not has_clean(outcomes)
+    for code, check in _checks(protocol, native=result.engine == "native", least=-1 if unseen else 0).items():
         wrong = [(line, what) for line, outcome in enumerate(outcomes, start=2) if (what := check(outcome)) is not None]
         if wrong:
             line, (found, expected) = wrong[0]
@@ -35,13 +37,21 @@ def check_consistency(
             yield Finding("RB507", place.file(RESULT), "/caveats", f"{len(result.caveats)} others", shown(caveat, 200))
 
 
-def _checks(protocol: Protocol, *, native: bool) -> dict[str, Check]:
-    """The checks that have a meaning under this protocol, by code."""
-    checks: dict[str, Check] = {"RB501": partial(_classes, classes=protocol.data.classes), "RB506": _ended}
+def _checks(protocol: Protocol, *, native: bool, least: int) -> dict[str, Check]:
+    """The checks that have a meaning under this protocol, by code.
+
+    Args:
+      protocol: of the claim.
+      native: whether robench's own attacks made it.
+      least: the lowest class that may have been predicted; -1 where clean images were not seen.
+    """
+    classes = partial(_classes, classes=protocol.data.classes, least=least)
+    checks: dict[str, Check] = {"RB501": classes, "RB506": _ended}
     if protocol.score.asks is not None:  # classes are those most often answered, and margins of mean logits
         return checks
     checks["RB502"] = _clean
     if protocol.attack is None:
+        checks["RB508"] = _only_seen
         return checks
     last = protocol.score.steps[-1] if protocol.score.scoring == "last iterate" else None
     checks["RB503"] = partial(_broken, last=last)
@@ -52,11 +62,12 @@ def _checks(protocol: Protocol, *, native: bool) -> dict[str, Check]:
     return checks
 
 
-def _classes(outcome: Outcome, classes: int) -> tuple[str, str] | None:
-    named = outcome.label, outcome.clean, outcome.attacked
-    if outcome.error or (min(named) >= 0 and max(named) < classes):
+def _classes(outcome: Outcome, classes: int, least: int) -> tuple[str, str] | None:
+    predicted = outcome.clean, outcome.attacked
+    known = [each for each in (outcome.label, outcome.among, outcome.texture, outcome.reference) if each is not None]
+    if outcome.error or (min(predicted) >= least and min(known) >= 0 and max(*predicted, *known) < classes):
         return None
-    return shown(f"classes {outcome.label}, {outcome.clean}, {outcome.attacked}"), f"0 to {classes - 1}"
+    return shown(f"classes {', '.join(map(str, (*known, *predicted)))}"), f"{least} to {classes - 1}"
 
 
 def _ended(outcome: Outcome) -> tuple[str, str] | None:
@@ -69,6 +80,14 @@ def _clean(outcome: Outcome) -> tuple[str, str] | None:
         return None
     sign = "at least 0" if right else "at most 0"
     return f"{'right' if right else 'wrong'} with a margin of {margin}", f"a margin of {sign}"
+
+
+def _only_seen(outcome: Outcome) -> tuple[str, str] | None:
+    """Without an attack there is nothing but the images as they are."""
+    attacked = outcome.attacked != outcome.clean or outcome.attacked_margin != outcome.clean_margin
+    if not attacked and not outcome.fooled_at and not outcome.stage and not outcome.unconfirmed:
+        return None
+    return shown(f"class {outcome.attacked} after {outcome.clean}, steps {outcome.fooled_at}"), "no trace of an attack"
 
 
 def _broken(outcome: Outcome, last: int | None) -> tuple[str, str] | None:

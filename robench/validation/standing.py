@@ -55,7 +55,8 @@ def check_plausibility(
 ) -> Iterator[Finding]:
     """What is possible, and remarkable."""
     where = place.file(RESULT)
-    prediction, times = Counter(outcome.clean for outcome in outcomes).most_common(1)[0]
+    predicted = Counter(outcome.clean for outcome in outcomes if outcome.clean >= 0) or Counter({0: 0})
+    prediction, times = predicted.most_common(1)[0]
     if times > ONE_CLASS * len(outcomes):
         found = f"class {shown(prediction)} for {times} of {len(outcomes)}"
         yield Finding("RB601", place.file(OUTCOMES), "", found, f"at most {ONE_CLASS:.0%} for one class")

@@ -1,5 +1,6 @@
 """The leaderboard from files: what it says, in Markdown and on the page, and that no text gets out of its cell."""
 
+import base64
 import hashlib
 import html
 import json
@@ -18,6 +19,7 @@ from scipy import stats
 
 from robench.errors import SubmissionError
 from robench.leaderboard import FILES, files_of
+from robench.leaderboard import page as page_of_board
 from robench.leaderboard.board import Board, Row, build, read_published
 from robench.leaderboard.markdown import escaped, render
 from robench.leaderboard.neighbours import comment
@@ -26,6 +28,7 @@ from robench.leaderboard.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH,
 from robench.outcome import Outcome
 from robench.validation import Place, Rules
 from tests.claims import TOY, claim, model_record, put_refutation, put_verdict, toy_outcomes, toy_rules
+from tests.shifted_claims import CELLS, COUNT, Kind, shifted_claim, shifted_outcomes, shifted_rules
 from tests.test_protocol import MISSING
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,6 +47,14 @@ def _models(repository: Path, rules: Rules = RULES) -> None:
 def board(tmp_path: Path) -> Board:
     _models(tmp_path)
     return build(tmp_path, RULES)
+
+
+def _paired(page: str) -> list[dict[str, Any]]:
+    """What a page compares the rows of its tables by."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', page)
+    assert found is not None
+    tables: list[dict[str, Any]] = json.loads(found[1])["tables"]
+    return tables
 
 
 def _held(row: Row) -> list[bool]:
@@ -83,13 +94,14 @@ def test_markdown_says_all_columns(board: Board) -> None:
     text = render(board)
     line = next(line for line in text.splitlines() if line.startswith("| 1 to 2 | [alpha]"))
     row = board.active[0].rows[0]
+    assert row.clean is not None
     low, high = (100 * bound for bound in row.headline.interval)
     robust = f"{row.headline.numerator / 2:.1f} % [{low:.1f}, {high:.1f}]"
     difference = f"{(row.headline.numerator - row.clean.numerator) / 2:+.1f}"
     cells = ["1 to 2", f"[alpha](submissions/alpha/{TOY})", f"{row.clean.numerator / 2:.1f} %", robust, difference]
     assert line == f"| {' | '.join([*cells, '1 k', 'Toys', 'native 1', 'checked', ''])} |"
     assert "| alpha | " in text  # the summary
-    assert "5% level for each comparison" in text
+    assert "5 % level for each comparison" in text
 
 
 def test_superseded_protocols_stand_apart_and_drafts_nowhere(tmp_path: Path) -> None:
@@ -181,7 +193,10 @@ def test_a_tampered_verdict_makes_no_board(tmp_path: Path) -> None:
 
 def test_a_protocol_without_an_attack_has_one_number(tmp_path: Path) -> None:
     rules = toy_rules(200, attack=MISSING, budget=MISSING, score=MISSING)
-    outcomes = [replace(each, attacked=each.clean, fooled_at=(), stage="") for each in toy_outcomes(200)]
+    outcomes = [
+        replace(each, attacked=each.clean, attacked_margin=each.clean_margin, fooled_at=(), stage="")
+        for each in toy_outcomes(200)
+    ]
     claim(tmp_path, "alpha", rules=rules, outcomes=outcomes)
     board = build(tmp_path, rules)
     text = render(board)
@@ -205,8 +220,10 @@ def test_answers_are_ranked_by_their_mean(tmp_path: Path) -> None:
         ("alpha", 600, (2, 3)),
         ("gamma", 600, (2, 3)),
     ]
-    page = render_page(build(tmp_path, rules))
-    assert '"held":[null,null,null]' in page
+    (paired,) = _paired(render_page(build(tmp_path, rules)))
+    assert paired["asks"] == 20
+    counts = [base64.b64decode(each) for each in paired["counts"]]
+    assert counts == [bytes([9] * 200), bytes([0] * 200), bytes([0] * 200)]
 
 
 # --- as published
@@ -405,3 +422,90 @@ def test_the_page_allows_only_what_is_in_it(board: Board) -> None:
     assert len(re.findall(r"'sha256-[A-Za-z0-9+/=]{44}'", directives)) == 2
     links = _parsed(page).links
     assert all(link.startswith(("../submissions/", "#", "data:,")) for link in links)
+
+
+# --- without an attack
+
+SCORES = {
+    "among": "top1@among [95 %] | top1",
+    "reference": "top1 [95 %] | reference | over reference",
+    "textures": "top1 [95 %] | shape bias",
+    "cells": "clean | top1@cells [95 %] | to clean | mean error",
+    "cells without clean": "top1@cells [95 %] | mean error",
+}
+
+
+def _shifted(repository: Path, kind: Kind) -> Board:
+    for seed, (name, right) in enumerate([("alpha", 0.6), ("beta", 0.85), ("gamma", 0.55)]):
+        shifted_claim(repository, kind, name, seed=seed, right=right)
+    return build(repository, shifted_rules(kind))
+
+
+@pytest.mark.parametrize("kind", SCORES)
+def test_shifted_tables_have_the_numbers_of_their_protocol(kind: Kind, tmp_path: Path) -> None:
+    board = _shifted(tmp_path, kind)
+    (table,) = board.active
+    best = table.rows[0]
+    assert (best.model, best.ranks) == ("beta", (1, 1))
+    text, page = render(board), render_page(board)
+    assert f"| rank | model | {SCORES[kind]} | parameters |" in text
+    for title in SCORES[kind].split(" | "):
+        assert f">{title}</th>" in page
+    assert page.count("<svg") == (2 if kind == "cells" else 1)
+    for row in table.rows:
+        for name, number in row.beside.items():
+            assert number.interval is not None
+            low, high = (f"{100 * bound:.1f}" for bound in number.interval)
+            assert f" | {100 * number.value:.1f} % [{low}, {high}] |" in text, name
+
+
+def test_where_there_is_a_reference_model_the_difference_ranks(tmp_path: Path) -> None:
+    """Two copies of a set: on the harder one the reference model is worse, too, and a better model has fewer right."""
+    for name, right, shift in (("low", 0.6, 40), ("high", 0.8, 0)):
+        outcomes = [
+            replace(each, reference=(each.label + (place < 60 + shift)) % 3)
+            for place, each in enumerate(shifted_outcomes("reference", seed=len(name), right=right))
+        ]
+        shifted_claim(tmp_path, "reference", name, seed=len(name), outcomes=outcomes)
+    (table,) = build(tmp_path, shifted_rules("reference")).active
+    assert [row.model for row in table.rows] == ["low", "high"]
+    assert table.rows[0].headline.value < table.rows[1].headline.value
+    assert table.ranking == "over reference"
+    for row in table.rows:
+        assert row.answers is not None
+        assert sum(row.answers) / len(row.answers) == pytest.approx(row.result.ranking.value, abs=1e-6)
+    assert 'data-key="over reference" class="number" aria-sort="descending"' in render_page(
+        _shifted(tmp_path, "reference")
+    )
+
+
+def test_images_whose_shape_and_texture_agree_are_in_no_comparison(tmp_path: Path) -> None:
+    board = _shifted(tmp_path, "textures")
+    (table,) = board.active
+    for seed, name in ((0, "alpha"), (1, "beta")):
+        (row,) = [row for row in table.rows if row.model == name]
+        outcomes = shifted_outcomes("textures", seed=seed, right=0.6 if seed == 0 else 0.85)
+        held = [each.clean == each.label != each.texture for each in outcomes]
+        assert row.held == sum(1 << place for place, each in enumerate(held) if each)
+        assert (row.headline.numerator, row.headline.denominator) == (sum(held), COUNT - COUNT // 10)
+    (paired,) = _paired(render_page(board))
+    assert paired["total"] == COUNT - COUNT // 10
+
+
+def test_too_many_counts_are_left_out_of_the_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    board = _shifted(tmp_path, "cells")
+    (paired,) = _paired(render_page(board))
+    rights = [sum(base64.b64decode(each)) for each in paired["counts"]]
+    numerators = [row.headline.numerator for row in board.active[0].rows]
+    assert [each - rights[0] for each in rights] == [each - numerators[0] for each in numerators]
+    assert paired["asks"] == CELLS
+    monkeypatch.setattr(page_of_board, "MOST_BYTES", 3 * COUNT - 1)
+    assert _paired(render_page(board)) == [{}]
+
+
+def test_what_confounds_a_set_stands_above_its_table(tmp_path: Path) -> None:
+    rules = shifted_rules("plain")
+    (name,) = rules.protocols
+    odd = rules.protocols[name].model_copy(update={"confounds": "Filtered with <one> model."})
+    text = render(build(tmp_path, Rules({name: odd}, {name: odd.digest}, rules.labels)))
+    assert "Filtered with &lt;one> model." in text

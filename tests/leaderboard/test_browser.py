@@ -2,8 +2,11 @@
 
 import csv
 import io
+import math
 import shutil
+import statistics
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,9 @@ import pytest
 from robench.comparison import mcnemar, paired_difference_interval
 from robench.leaderboard.board import Board, Row, build
 from robench.leaderboard.page import render
+from robench.leaderboard.ranks import answers_p_value
 from tests.claims import TOY, claim, model_record, toy_outcomes, toy_rules
+from tests.shifted_claims import CELLS, COUNT, Kind, shifted_claim, shifted_rules
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs `pip install playwright`")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -74,9 +79,10 @@ class Visit:
         return str(self.page.evaluate("decodeURIComponent(location.hash)"))
 
 
-@pytest.fixture
-def visit(board: Board, browser: Any, tmp_path: Path) -> Iterator[Visit]:
-    file = tmp_path / "index.html"
+@contextmanager
+def _visited(board: Board, browser: Any, folder: Path) -> Iterator[Visit]:
+    """A page that has been opened, and on which nothing must go wrong."""
+    file = folder / "index.html"
     file.write_text(render(board))
     with browser.new_context(viewport={"width": 1280, "height": 900}, accept_downloads=True) as context:
         visiting = Visit(context, file)
@@ -84,6 +90,12 @@ def visit(board: Board, browser: Any, tmp_path: Path) -> Iterator[Visit]:
         assert visiting.wrong == []
         asked = {url.partition("#")[0] for url in visiting.requests if not url.startswith(("data:", "blob:"))}
         assert asked <= {file.as_uri()}
+
+
+@pytest.fixture
+def visit(board: Board, browser: Any, tmp_path: Path) -> Iterator[Visit]:
+    with _visited(board, browser, tmp_path) as visiting:
+        yield visiting
 
 
 def test_a_click_sorts_and_says_so(visit: Visit) -> None:
@@ -157,6 +169,40 @@ def test_two_rows_are_compared_as_robench_compare_does(visit: Visit, board: Boar
     other = visit.page.locator(f'section[data-protocol="{OTHER}"] input[type=checkbox]')
     other.nth(0).check()
     assert visit.page.locator("#compare").inner_text().startswith("These two cannot be paired")
+
+
+@pytest.mark.parametrize("kind", ["cells", "reference", "textures"])
+def test_rows_without_an_attack_are_sorted_compared_and_downloaded(kind: Kind, browser: Any, tmp_path: Path) -> None:
+    for seed, (name, right) in enumerate([("alpha", 0.6), ("beta", 0.66), ("gamma", 0.55)]):
+        shifted_claim(tmp_path, kind, name, seed=seed, right=right)
+    board = build(tmp_path, shifted_rules(kind))
+    (table,) = board.active
+    rows = {row.model: row for row in table.rows}
+    with _visited(board, browser, tmp_path) as visit:
+        titles = {"cells": "top1@cells [95 %]", "reference": "over reference", "textures": "top1 [95 %]"}
+        assert visit.page.locator(".ranking [aria-sort]").inner_text() == titles[kind]
+        assert visit.page.locator(".ranking tbody th > a").all_inner_texts() == [row.model for row in table.rows]
+        for place in (0, 2):
+            visit.page.locator(".ranking input[type=checkbox]").nth(place).check()
+        a, b = table.rows[0], table.rows[2]
+        points = 100 * (b.result.ranking.value - a.result.ranking.value)
+        text = visit.page.locator("#compare").inner_text()
+        assert text.startswith(f"{b.model} minus {a.model} under toy-shift@1: {points:+.1f} points [")
+        if kind != "textures":
+            assert a.answers is not None
+            assert b.answers is not None
+            p_value, asks = answers_p_value(a.answers, b.answers), CELLS if kind == "cells" else 1
+            written = f"{p_value:.4f}" if p_value >= 1e-4 else f"{p_value:.1e}".replace("e-0", "e-")
+            assert f"z test p = {written}: " in text
+            differences = [(y - x) / asks for x, y in zip(a.answers, b.answers, strict=True)]
+            half = 1.96 * statistics.stdev(differences) / math.sqrt(COUNT)
+            assert f"[{points - 100 * half:+.1f}, {points + 100 * half:+.1f}]" in text
+        with visit.page.expect_download() as download:
+            visit.page.locator("button.csv").click()
+        lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+        for line in lines:
+            for name, number in rows[line["model"]].beside.items():
+                assert float(line[name]) == pytest.approx(number.value, abs=1e-6)
 
 
 def test_an_address_opens_the_page_as_it_was_shared(visit: Visit) -> None:

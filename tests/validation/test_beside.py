@@ -211,7 +211,10 @@ def test_links_and_other_files_are_not_read(place: Place) -> None:
 def test_a_verdict_about_an_attack_that_is_none(tmp_path: Path) -> None:
     """Without an attack nothing is called broken, and what is right is what is called robust."""
     rules = toy_rules(200, attack=MISSING, budget=MISSING, score=MISSING)
-    outcomes = [replace(each, attacked=each.clean, fooled_at=(), stage="") for each in toy_outcomes(200)]
+    outcomes = [
+        replace(each, attacked=each.clean, attacked_margin=each.clean_margin, fooled_at=(), stage="")
+        for each in toy_outcomes(200)
+    ]
     place = claim(tmp_path, rules=rules, outcomes=outcomes)
     put_verdict(place, rules)
     assert codes(place, rules) == []

@@ -3,16 +3,19 @@
 import re
 import shutil
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from robench.errors import RunError
 from robench.outcome import Outcome, compress, to_csv
 from robench.submission import OUTCOMES, RESULT, TOML
 from robench.validation import Place, Rules, validate
 from tests.claims import TOY, claim, edit_json, edit_outcome, model_record, result_of, toy_outcomes, toy_rules
+from tests.shifted_claims import KINDS, Kind, shifted_claim, shifted_outcomes, shifted_rules
 
 RULES = toy_rules()
 HELD = next(index for index, outcome in enumerate(toy_outcomes()) if outcome.clean_correct and not outcome.fooled_at)
@@ -326,3 +329,56 @@ def test_the_same_examples_in_another_result_are_recomputed(tmp_path: Path) -> N
     result = result_of(RULES.protocols[TOY], outcomes, model_record("alpha", 5))
     robust = sum(outcome.clean == outcome.label and not outcome.fooled_at for outcome in outcomes)
     assert result.headline.numerator == robust
+
+
+# --- without an attack
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_honest_claims_without_an_attack_are_valid(kind: Kind, tmp_path: Path) -> None:
+    place = shifted_claim(tmp_path, kind)
+    assert codes(place, shifted_rules(kind)) == {}
+
+
+@pytest.mark.parametrize(
+    ("kind", "number", "found"), [("reference", "over reference", "0.0"), ("cells", "mean error", "1.0")]
+)
+def test_a_derived_number_that_the_outcomes_do_not_give(kind: Kind, number: str, found: str, tmp_path: Path) -> None:
+    place = shifted_claim(tmp_path, kind)
+    edit_json(place.folder / RESULT, lambda content: content["derived"][0].update(value=float(found)))
+    ((code, (finding,)),) = codes(place, shifted_rules(kind)).items()
+    assert code == "RB409"
+    assert re.search(rf"`/derived/0` is '{number} {found} \[.*\]'; expected {number} .*, as the outcomes say", finding)
+
+
+def test_a_derived_number_left_out(tmp_path: Path) -> None:
+    place = shifted_claim(tmp_path, "cells")
+    edit_json(place.folder / RESULT, lambda content: content.pop("derived"))
+    assert list(codes(place, shifted_rules("cells"))) == ["RB409"]
+
+
+SHIFTED: dict[str, tuple[Kind, dict[str, Any], set[str]]] = {
+    "a texture called that of the shape": ("textures", {"texture": shifted_outcomes("textures")[1].label}, {"RB410"}),
+    "a class predicted under an attack": ("plain", {"attacked": 0, "attacked_margin": -9.0}, {"RB508"}),
+    "a step to success": ("cells", {"fooled_at": (3,), "stage": "pgd"}, {"RB508"}),
+    "a reference that predicts no class": ("reference", {"reference": 3}, {"RB501"}),
+    "a class among others that does not exist": ("among", {"among": -1}, {"RB501"}),
+    "one clean image unseen": ("cells", {"clean": -1, "attacked": -1}, {"RB501"}),
+    "one clean image seen": ("cells without clean", {"clean": 0, "attacked": 0}, {"RB501"}),
+    "a mask of too many cells": ("cells", {"cells": "ff"}, {"RB405"}),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_table_that_no_look_gives_is_caught(name: str, tmp_path: Path) -> None:
+    kind, changes, expected = SHIFTED[name]
+    place, rules = shifted_claim(tmp_path, kind), shifted_rules(kind)
+    outcomes = edit_outcome(shifted_outcomes(kind), 1, **changes)
+    _table(place, outcomes)
+    with suppress(RunError):
+        (protocol,) = rules.protocols.values()
+        made = result_of(protocol, outcomes, model_record("alpha", 0))
+        (place.folder / RESULT).write_bytes(made.to_bytes())
+    assert set(codes(place, rules)) - {"RB401"} >= expected
+    if "RB405" not in expected:
+        assert "RB401" not in codes(place, rules)
