@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from robench.card import open_pull_request
 from robench.cli.main import app
 from robench.data import CATALOGUE
-from robench.data.imagenet.listing import listed
+from robench.data.imagenet.listing import listed, validation
 from robench.errors import RobenchError, SubmissionError
 from robench.hub import Hub
 from robench.outcome import Outcome, compress, to_csv
@@ -143,8 +143,8 @@ def test_a_whole_real_run_is_valid(model: str, repository: Path) -> None:
 def test_the_labels_that_are_pinned_are_those_of_the_data() -> None:
     pinned = read_labels(shipped_folder() / "labels.lock")
     mini = digest_of(list(SOURCE.ids)), digest_of([int(label) for label in SOURCE.labels])
-    imagenet = digest_of(list(listed())), digest_of(list(listed().values()))
-    assert dict([mini, imagenet]).items() <= pinned.items()
+    few, all_of_it = ((digest_of(list(each)), digest_of(list(each.values()))) for each in (listed(), validation()))
+    assert dict([mini, few, all_of_it]).items() <= pinned.items()
 
 
 def _ranked() -> list[Protocol]:
