@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,6 @@ from robench.shift import right_mask
 from robench.submission import BundledLoader, Loader, RepositoryLoader, TimmLoader
 from robench.validation import Claim
 from robench.verification import (
-    CONTROLS,
     FLIP_RATE,
     SOFT_MARGIN,
     Again,
@@ -78,6 +78,7 @@ class Job:
       refutations: files whose images the model is asked about.
       run_dir: folder of the re-run; the same job goes on where it was interrupted.
       data: where the images lie, as in `evaluate`.
+      reference_weights: of the protocol's reference model, as in `evaluate`.
       device, batch_size: as in `evaluate`.
     """
 
@@ -88,6 +89,7 @@ class Job:
     refutations: tuple[Path, ...]
     run_dir: Path
     data: Any = None
+    reference_weights: str | None = None
     device: str | None = None
     batch_size: int | None = None
 
@@ -147,7 +149,11 @@ def carry_out(job: Job, watcher: Watcher | None = None) -> None:
     confirmed = confirm(job.model, job.protocol, source, job.refutations, device=job.device) if job.refutations else {}
     (job.run_dir / CONFIRMED).write_text(json.dumps(confirmed))
     if job.ids:
-        options = Options(engine=job.engine, watcher=watcher or Silent())  # type: ignore[arg-type]  # the claim's own
+        options = Options(
+            engine=job.engine,  # type: ignore[arg-type]  # the claim's own
+            watcher=watcher or Silent(),
+            reference_weights=job.reference_weights,
+        )
         arguments: Any = {"device": job.device, "batch_size": job.batch_size, "options": options}
         chosen = ChosenViews(source, job.ids) if isinstance(source, Views) else Chosen(source, job.ids)
         evaluate(job.model, job.protocol, data=chosen, run_dir=_run(job), **arguments)
@@ -164,21 +170,23 @@ def verify(
     by: str,
     run_dir: Path,
     data: Any = None,
+    reference_weights: Path | None = None,
     device: str | None = None,
     batch_size: int | None = None,
     watcher: Watcher | None = None,
 ) -> Verdict:
-    """Attack examples of a claim again, and say what came of it.
+    """Run examples of a claim again, and say what came of it.
 
     Args:
       claim: a valid one.
       draw: which examples.
       by: who verifies.
       run_dir: folder of the re-run; the same call goes on where it was interrupted.
-      data, device, batch_size: as in `evaluate`.
+      data, reference_weights, device, batch_size: as in `evaluate`.
       watcher: is told of progress.
     Raises:
-      SubmissionError: the claim has no loader, the loader gives another model, or foreign code cannot be shut in.
+      SubmissionError: the claim has no loader, the loader gives another model, foreign code cannot be shut in, or an
+        image cannot be read or has no finite answer.
     """
     loader = claim.submission.loader
     if loader is None:
@@ -203,7 +211,7 @@ def verify(
         raise SubmissionError(complaint("verify", "cells", found, expected, "Leave out `--all`."))
     size = sample_size(robust=said.count, of=said.of)
     asked = said.drawn_robust(seed, 0 if draw.nothing else said.count if draw.whole else size)
-    controls = said.drawn_broken(seed, 0 if draw.nothing else CONTROLS)
+    controls = said.controls(seed, len(asked))
     place = claim.place
     beside = sorted((place.root.parent / REFUTATIONS / place.model / place.protocol).glob("*.json"))
     job = Job(
@@ -214,19 +222,23 @@ def verify(
         refutations=tuple(beside),
         run_dir=run_dir.resolve() / f"{seed[:16]}-{len(asked)}",
         data=Path(data).resolve() if isinstance(data, str | Path) and not is_on_hub(data) else data,
+        reference_weights=str(reference_weights.resolve()) if reference_weights is not None else None,
         device=device,
         batch_size=batch_size,
     )
     result = _carried_out(job, loader, claim.result.model, watcher)
     outcomes = {outcome.id: outcome for outcome in result.read_outcomes()} if result is not None else {}
-    examples = tuple(_again(protocol, outcomes, name) for name in asked)
+    if (errored := next((each for each in outcomes.values() if each.error), None)) is not None:
+        raise SubmissionError(complaint("verify", "re-run", f"{errored.id}: {errored.error}", "an outcome for each"))
+    again = partial(_again, protocol, {each.id: each for each in claim.outcomes}, outcomes)
+    examples = tuple(map(again, asked))
     return build_verdict(
         about
         | {
             "asked": len(asked),
             "fell": fallen(examples, SOFT_MARGIN),
             "examples": examples,
-            "controls": tuple(_again(protocol, outcomes, name) for name in controls),
+            "controls": tuple(map(again, controls)),
             "confirmed": _confirmed(job, called_robust=said.robust.keys()),
             "environment": result.environment if result is not None else {},
         }
@@ -239,6 +251,7 @@ def _carried_out(job: Job, loader: Loader, claimed: ModelRecord, watcher: Watche
         code = foreign_model(loader, job.run_dir / "code")
         own = dataclasses.replace(job, model=loader.entry_point)
         seen = [*job.refutations, *([job.data] if isinstance(job.data, Path) else [])]
+        seen += [Path(job.reference_weights)] if job.reference_weights is not None else []
         shut_in(code, own.to_json(), work=job.run_dir, seen=seen, device=job.device)
     else:
         reference = reference_of(loader)
@@ -275,15 +288,18 @@ def _check_same_model(claimed: ModelRecord, found: ModelRecord) -> None:
         raise ModelError(complaint(found.name, "model", wrong, expected, "It is another model."))
 
 
-def _again(protocol: Protocol, outcomes: Mapping[str, Outcome], name: str) -> Again:
+def _again(protocol: Protocol, claimed: Mapping[str, Outcome], outcomes: Mapping[str, Outcome], name: str) -> Again:
     """What came of one that was drawn, by its name."""
-    outcome = outcomes[example_of(protocol, name)]
+    example = example_of(protocol, name)
+    outcome = outcomes[example]
     if cells := cell_names(protocol):
         place = cells.index(name.rpartition(" ")[2])
         return Again(id=name, robust=bool(right_mask(protocol, outcome) >> place & 1), margin=None)
+    if protocol.attack is None:  # nothing was searched for: rounding explains no more than the flip rate grants
+        same_reference = outcome.reference == claimed[example].reference
+        return Again(id=name, robust=holds(protocol, outcome) and same_reference, margin=None)
     margin = outcome.attacked_margin if outcome.clean_correct else outcome.clean_margin
-    among = protocol.shift is not None and protocol.shift.among is not None
-    return Again(id=name, robust=holds(protocol, outcome), margin=None if among else margin)
+    return Again(id=name, robust=holds(protocol, outcome), margin=margin)
 
 
 def _confirmed(job: Job, *, called_robust: Set[str]) -> tuple[Confirmed, ...]:

@@ -14,7 +14,7 @@ from robench.outcome import Outcome
 from robench.protocol import Protocol
 from robench.result import Derived, Metric, Result, holds, read_result, shares, wilson
 from robench.runs import Run
-from robench.shift import scored
+from robench.shift import EFFECTIVE_ROBUSTNESS, scored
 
 
 @dataclass(frozen=True)
@@ -170,14 +170,14 @@ def effective_robustness(shifted: Result, clean: Result) -> Derived | None:
     if (
         line is None
         or accuracy.numerator in (0, accuracy.denominator)
-        or any(each.name == "effective robustness" for each in shifted.derived)
+        or any(each.name == EFFECTIVE_ROBUSTNESS for each in shifted.derived)
     ):
         return None
     if (shifted.model.state_digest, shifted.model.fingerprint) != (clean.model.state_digest, clean.model.fingerprint):
         names = f"{shifted.model.name} and {clean.model.name}"
         raise RunError(complaint("effective_robustness", "models", names, "one model"))
     return Derived.of_shares(
-        "effective robustness",
+        EFFECTIVE_ROBUSTNESS,
         shifted.headline.value - line.at(accuracy.value),
         (shifted.headline.value, shifted.data.count, 1.0),
         (accuracy.value, clean.data.count, line.steepness(accuracy.value)),

@@ -34,6 +34,7 @@ from robench.progress import Progress, Silent, Watcher
 from robench.result import shares
 from robench.runs import Run, Shard
 from robench.share import Share
+from robench.shift import scored
 from robench.unattacked import Looking
 
 SHOW_SECONDS = 2.0
@@ -102,7 +103,7 @@ class Execution:
         self.slots, self.watcher = slots, watcher
         self.outcomes: dict[int, Outcome] = {}
         self.pixels: dict[int, int] = dict.fromkeys(range(run.plan.shards), 0)
-        self.prefix, self.clean, self.robust = 0, 0.0, 0.0
+        self.prefix, self.scored, self.clean, self.robust = 0, 0, 0.0, 0.0
         self.stage, self.waiting = "", False
         self.began, self.began_cpu = time.monotonic(), time.process_time()
         self.segment = f"{time.time_ns():x}"
@@ -351,11 +352,13 @@ class Execution:
     def _progress(self) -> Progress:
         while (outcome := self.outcomes.get(self.prefix)) is not None:
             self.prefix += 1
+            if self.protocol.shift is not None and not scored(self.protocol, outcome):
+                continue
             clean, robust = shares(self.protocol, outcome)
-            self.clean, self.robust = self.clean + clean, self.robust + robust
+            self.clean, self.robust, self.scored = self.clean + clean, self.robust + robust, self.scored + 1
         total = self.run.plan.data.count
         shift = self.protocol.shift is not None
-        return Progress(total, len(self.outcomes), self.prefix, self.clean, self.robust, self.stage, shifted=shift)
+        return Progress(total, len(self.outcomes), self.scored, self.clean, self.robust, self.stage, shifted=shift)
 
 
 def _outcome(finished: Finished) -> Outcome:

@@ -16,7 +16,7 @@ class Progress:
 
     Attributes:
       total, done: examples of the run, and those whose outcome is final.
-      prefix: length of the longest finished prefix in protocol order.
+      prefix: length of the longest finished prefix in protocol order, without examples that are not scored.
       clean, robust: examples of the prefix that are right clean, and robust at the headline step, or the sums of
         their shares of right answers. Over all finished examples these would lie, because fooled examples finish
         first.

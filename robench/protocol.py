@@ -238,6 +238,11 @@ class Protocol(_Table):
     def _complete(self) -> "Protocol":
         if self.attack is not None and self.shift is not None:
             raise ValueError("expected `attack` or `shift`, not both")
+        if self.shift is not None and self.ranked and self.status != "draft":
+            if self.shift.kind == "textures" and self.shift.textures_sha256 is None:
+                raise ValueError("expected `shift.textures_sha256`: claims are held to it")
+            if self.shift.reference is not None and self.shift.reference_sha256 is None:
+                raise ValueError("expected `shift.reference_sha256`: claims are held to it")
         if (self.attack is None) != (self.budget is None):
             raise ValueError("expected `attack` and `budget` together, or neither")
         if self.score.scoring == "last iterate" and not self.score.steps:

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 from robench.errors import RunError, complaint, missing_or_unreadable
 from robench.outcome import Outcome, digest, read_outcomes
 from robench.protocol import Protocol, Sha256, parse_protocol
-from robench.shift import REFERENCE_DIFFERENCE, means, right, right_cells, tallies
+from robench.shift import EFFECTIVE_ROBUSTNESS, REFERENCE_DIFFERENCE, means, right, right_cells, tallies
 
 SCHEMA: Literal["robench.result/1"] = "robench.result/1"
 CLEAN = "clean"
@@ -163,6 +163,24 @@ class Derived(_Record):
     """At 95 %, Student's over the examples; none of a single one."""
     note: str
     """What the number was computed with."""
+
+    @property
+    def is_difference(self) -> bool:
+        """Whether it is a distance from another accuracy, told in points."""
+        return self.name in (REFERENCE_DIFFERENCE, EFFECTIVE_ROBUSTNESS)
+
+    @property
+    def text(self) -> str:
+        """Such as `56.2 %`, or `+3.2 points`."""
+        return f"{100 * self.value:+.1f} points" if self.is_difference else f"{100 * self.value:.1f} %"
+
+    @property
+    def bounds(self) -> str:
+        """The interval, such as `[54.1, 58.3]` or `[+1.0, +5.4]`; "" where there is none."""
+        if self.interval is None:
+            return ""
+        low, high = (f"{100 * bound:{'+' if self.is_difference else ''}.1f}" for bound in self.interval)
+        return f"[{low}, {high}]"
 
     @classmethod
     def of(cls, name: str, value: float, parts: Sequence[float], note: str) -> "Derived":
@@ -350,7 +368,7 @@ class Result(_Record):
             name = self.headline.name if self.shifted else "robust"
             parts.append(f"{name} {percent(self.headline)} [{100 * low:.1f}, {100 * high:.1f}]")
         parts += [f"{metric.name} {percent(metric)}" for metric in self.metrics if metric.group == "bias"]
-        parts += [f"{each.name} {100 * each.value:.1f} %" for each in self.derived]
+        parts += [f"{each.name} {each.text}" for each in self.derived]
         parts.append(f"{self.data.count} images")
         if self.asks is not None:
             parts.append(f"{self.asks} answers each")

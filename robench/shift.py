@@ -4,6 +4,7 @@ Not here: intervals and records (`result`), AlexNet's errors (`alexnet`), and li
 """
 
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,12 @@ from robench.lines import line_of
 from robench.outcome import Outcome
 from robench.protocol import Protocol, ShiftSpec
 
+_HEX = re.compile("[0-9a-f]+")
 HEADLINE_OF_CELLS = "top1@cells"
 REFERENCE_DIFFERENCE = "over reference"
 """Name of the number that ranks where there is a reference model."""
+EFFECTIVE_ROBUSTNESS = "effective robustness"
+"""Name of the distance from the line of clean against shifted accuracy."""
 
 
 @dataclass(frozen=True)
@@ -151,7 +155,7 @@ def _textures(protocol: Protocol, outcomes: Sequence[Outcome]) -> list[Tally]:
 def _mask(shift: ShiftSpec, outcome: Outcome) -> int:
     """The mask of an example, as a number; none right where it is errored."""
     width, text = len(shift.cells), outcome.cells
-    if text is None or len(text) != mask_digits(width) or int(text, 16) >> width:
+    if text is None or len(text) != mask_digits(width) or not _HEX.fullmatch(text) or int(text, 16) >> width:
         raise RunError(
             complaint(outcome.id, "cells", repr(text), f"a mask of {width} bits, {mask_digits(width)} digits")
         )
@@ -214,7 +218,7 @@ def _of_errors(protocol: Protocol, shift: ShiftSpec, outcomes: Sequence[Outcome]
         if 0 < accuracy < 1:
             slope = line.steepness(accuracy)
             parts = [slope * lost - error for error, lost in zip(errors, clean, strict=True)]
-            found.append(Mean("effective robustness", 1 - mean_error - line.at(accuracy), parts, line.source))
+            found.append(Mean(EFFECTIVE_ROBUSTNESS, 1 - mean_error - line.at(accuracy), parts, line.source))
     return found
 
 

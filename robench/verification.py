@@ -43,9 +43,9 @@ SOFT_MARGIN = 0.001
 SOFT_SHARE = 0.02
 """Share of broken examples whose margin is no more than `SOFT_MARGIN`, at most: they are lost to a challenge."""
 MOST = 10_000_000
-"""No claim has more examples."""
+"""No claim has more examples, or cells of them."""
 CONTROLS = 50
-"""Examples called broken that are attacked again, to see that the attack of the re-run works."""
+"""How many of those called broken are run again, to see that the re-run breaks them, too."""
 
 Tier = Literal["reported", "checked", "spot-verified", "reproduced", "refuted"]
 TIERS: dict[Tier, str] = {
@@ -70,7 +70,7 @@ class Again(_Record):
     robust: bool
     """Whether it stood."""
     margin: float | None = Field(allow_inf_nan=False)
-    """The verifier's own: of the image that fooled, or the lowest margin met; None where outcomes do not have it."""
+    """The verifier's own: of the image that fooled, or the lowest margin met; None where nothing attacks."""
 
 
 class Confirmed(_Record):
@@ -89,11 +89,11 @@ class Verdict(_Record):
     result_sha256: Sha256
     """Of the `result.json` that was checked; a verdict about another file says nothing."""
     robust: int = Field(ge=0, le=MOST)
-    """Examples that the claim calls robust."""
+    """Examples, or cells of them, that the claim calls robust."""
     of: int = Field(ge=1, le=MOST)
-    """Examples of the claim."""
+    """Examples, or cells of them, that the claim is about."""
     asked: int = Field(ge=0, le=MOST)
-    """How many of the robust ones were attacked again."""
+    """How many of the robust ones were asked about."""
     fell: int = Field(ge=0, le=MOST)
     """How many of those were broken by more than `soft_margin`."""
     flip_rate: float = Field(ge=0, le=0.05, allow_inf_nan=False)
@@ -104,7 +104,7 @@ class Verdict(_Record):
     public_value: Line
     """What nobody knew at that time."""
     examples: tuple[Again, ...]
-    """Of those called robust, as they were drawn."""
+    """Those asked about, as they were drawn."""
     controls: tuple[Again, ...]
     """Of those called broken, as they were drawn."""
     confirmed: tuple[Confirmed, ...] = ()
@@ -191,9 +191,9 @@ class Called:
         """So many of those called robust, as the seed draws them; all where there are fewer."""
         return self._drawn(self.robust, seed, count)
 
-    def drawn_broken(self, seed: str, count: int) -> list[str]:
-        """So many of those called broken, as the seed draws them; all where there are fewer."""
-        return self._drawn(self.broken, seed, count)
+    def controls(self, seed: str, asked: int) -> list[str]:
+        """`CONTROLS` of those called broken, or all where there are fewer; none where nothing else is asked about."""
+        return self._drawn(self.broken, seed, CONTROLS if asked else 0)
 
     def _drawn(self, masks: Mapping[str, int], seed: str, count: int) -> list[str]:
         return drawn(masks, seed, count) if not self.cells else drawn_cells(masks, self.cells, seed, count)

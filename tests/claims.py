@@ -186,7 +186,7 @@ def put_verdict(place: Place, rules: Rules, *, fell: int = 0, asked: int | None 
     outcomes, merged, value = read_outcomes(place.folder / OUTCOMES), "0" * 40, "round 7"
     said, seed = called(rules.protocols[place.protocol], outcomes), seed_of(sha256, merged, value)
     chosen = said.drawn_robust(seed, said.count if asked is None else asked)
-    controls = said.drawn_broken(seed, 50)
+    controls = said.controls(seed, len(chosen))
     content = {
         "schema": "robench.verdict/1",
         "result_sha256": sha256,

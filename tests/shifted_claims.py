@@ -7,7 +7,7 @@ from typing import Any, Literal
 from robench.outcome import Outcome
 from robench.shift import mask_text
 from robench.validation import Place, Rules
-from tests.claims import CLASSES, claim, digest_of, ids, labels, toy_rules
+from tests.claims import CLASSES, claim, digest_of, ids, labels, model_record, sha, toy_rules
 from tests.test_protocol import MISSING
 
 Kind = Literal["plain", "among", "reference", "textures", "cells", "cells without clean"]
@@ -32,7 +32,7 @@ def shifted_rules(kind: Kind, *, count: int = COUNT, name: str = "toy-shift") ->
     if kind == "among":
         shift |= {"among": "imagenet-r", "among_sha256": "0" * 64}
     elif kind == "reference":
-        shift |= {"reference": "timm:resnet50"}
+        shift |= {"reference": "timm:resnet50", "reference_sha256": sha("weights 99")}
     elif kind == "textures":
         shift = {"kind": "textures", "textures_sha256": digest_of(textures(count))}
     elif kind.startswith("cells"):
@@ -55,7 +55,7 @@ def shifted_outcomes(kind: Kind, *, seed: int = 0, right: float = 0.6, count: in
         margin = 0.0 if clean < 0 else size if clean == label else -size
         more: dict[str, Any] = {}
         if kind == "among":
-            more["among"] = decided(label)
+            more["among"] = clean  # all classes are listed here, so both decisions are one
         elif kind == "reference":
             more["reference"] = label if random.Random(example).random() < 0.5 else (label + 1) % CLASSES
         elif kind == "textures":
@@ -71,4 +71,5 @@ def shifted_claim(repository: Path, kind: Kind, model: str = "alpha", *, seed: i
     rules = shifted_rules(kind)
     (name,) = rules.protocols
     outcomes = about.pop("outcomes", None) or shifted_outcomes(kind, seed=seed, right=about.pop("right", 0.6))
-    return claim(repository, model, rules=rules, seed=seed, name=name, outcomes=outcomes, **about)
+    reference = {"reference": model_record("resnet50", 99)} if kind == "reference" else {}
+    return claim(repository, model, rules=rules, seed=seed, name=name, outcomes=outcomes, **{**reference, **about})

@@ -1,12 +1,17 @@
 """Claims without an attack, looked at again: honest ones stand, inflated ones fall."""
 
-from collections.abc import Sequence
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from torch import Tensor
 
-from robench.challenge import Draw, verify
+from robench.challenge import Chosen, ChosenViews, Draw, verify
+from robench.data.source import Unreadable
 from robench.errors import SubmissionError
 from robench.evaluation import evaluate
 from robench.outcome import Outcome
@@ -16,6 +21,7 @@ from robench.result import Result
 from robench.submission import Submission, loader_of
 from robench.validation import Claim, Place
 from robench.verification import Verdict, cell_names, example_of, sample_size
+from robench.zoo import bundled_weights
 from tests.claims import WORDS, sha
 
 MERGED = Draw("0" * 40, "round 7")
@@ -30,8 +36,15 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     return evaluate("mini-resnet", name, limit=PROTOCOLS[name], run_dir=folder / "run")
 
 
-def _verified(result: Result, outcomes: Sequence[Outcome], folder: Path, draw: Draw = MERGED) -> Verdict:
-    protocol = load_protocol(result.protocol.id)
+def _verified(
+    result: Result,
+    outcomes: Sequence[Outcome],
+    folder: Path,
+    draw: Draw = MERGED,
+    *,
+    protocol: Protocol | None = None,
+) -> Verdict:
+    protocol = protocol or load_protocol(result.protocol.id)
     submission = Submission.model_validate({**WORDS, "loader": loader_of(result.model)})
     place = Place(folder / "submissions", "mini-resnet", protocol.exact_name)
     claim = Claim(place, submission, result, sha(repr(outcomes)), protocol, list(outcomes))
@@ -51,8 +64,8 @@ def test_an_honest_claim_stands(run: Result, tmp_path: Path) -> None:
     assert verdict.asked == sample_size(robust=verdict.robust, of=verdict.of) > 10
     assert (verdict.fell, verdict.stood, verdict.sound, verdict.refutes) == (0, 0, True, False)
     assert 0 < len(verdict.controls) <= 50
-    in_cells = all("/" in each.id and each.margin is None for each in verdict.examples)
-    assert in_cells == (run.protocol.id == "mini-c")
+    assert {each.margin for each in verdict.examples} == {None}
+    assert all("/" in each.id for each in verdict.examples) == (run.protocol.id == "mini-c")
 
 
 def test_an_inflated_claim_falls(run: Result, tmp_path: Path) -> None:
@@ -76,3 +89,40 @@ def test_all_examples_may_be_asked_about_but_not_all_cells(run: Result, tmp_path
     else:
         with pytest.raises(SubmissionError, match=r"`cells` is all of \d+ cells; expected a sample of them. Leave out"):
             _verified(run, run.read_outcomes(), tmp_path, whole)
+
+
+def test_what_cannot_be_looked_at_again_gives_no_verdict(
+    run: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An image that cannot be read would else count as a fall, or as rounding."""
+
+    def without_the_first(read: Callable[..., Iterator[Tensor | Unreadable]]) -> Callable[..., Iterator[Any]]:
+        def reading(self: Chosen, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
+            found = read(self, positions)
+            next(found)
+            yield Unreadable("the file is broken.")
+            yield from found
+
+        return reading
+
+    outcomes = run.read_outcomes()
+    monkeypatch.setattr(Chosen, "images", without_the_first(Chosen.images))
+    monkeypatch.setattr(ChosenViews, "views", without_the_first(ChosenViews.views))
+    with pytest.raises(SubmissionError, match=r"^verify: `re-run` is .*: the file is broken\.; expected an outcome"):
+        _verified(run, outcomes, tmp_path)
+
+
+def test_a_claim_that_says_otherwise_of_the_reference_model_falls(tmp_path: Path) -> None:
+    weights = hashlib.sha256(bundled_weights("mini-deit").read_bytes()).hexdigest()
+    natural = {"kind": "natural", "reference": "mini-deit", "reference_sha256": weights}
+    content = load_protocol("mini-stylized").model_dump(mode="json", by_alias=True, exclude_none=True)
+    protocol = Protocol.model_validate_json(json.dumps({**content, "id": "toy-reference", "shift": natural}))
+    honest = evaluate("mini-resnet", protocol, limit=100, run_dir=tmp_path / "run")
+    outcomes = honest.read_outcomes()
+    stood = _verified(honest, outcomes, tmp_path / "honest", protocol=protocol)
+    assert (stood.fell, stood.refutes) == (0, False)
+    cheated = [replace(each, reference=(each.label + 1) % 10) for each in outcomes]
+    wrong = sum(a.reference != b.reference for a, b in zip(outcomes, cheated, strict=True) if a.clean == a.label)
+    verdict = _verified(honest, cheated, tmp_path / "cheat", replace(MERGED, whole=True), protocol=protocol)
+    assert verdict.fell == wrong > 10
+    assert verdict.refutes

@@ -409,8 +409,8 @@ def test_shapes_of_the_mini_suite_wear_other_textures(tmp_path: Path) -> None:
 
 def _with_reference(reference: str) -> Protocol:
     protocol = load_protocol("mini-stylized")
-    shift = {"kind": "natural", "reference": reference}
-    return Protocol.model_validate({**protocol.model_dump(by_alias=True, exclude_none=True), "shift": shift})
+    changes = {"status": "draft", "shift": {"kind": "natural", "reference": reference}}
+    return Protocol.model_validate({**protocol.model_dump(by_alias=True, exclude_none=True), **changes})
 
 
 def test_a_reference_model_sees_the_same_images(tmp_path: Path) -> None:

@@ -200,17 +200,19 @@ def test_where_examples_are_seen_in_cells_these_are_drawn(kind: Kind) -> None:
     said = called(protocol, outcomes)
     places = [(each.id, place, int(each.cells or "0", 16) >> place & 1) for each in outcomes for place in range(6)]
     assert said.of == len(places) == 6 * COUNT
-    for draw, wanted in ((said.drawn_robust, 1), (said.drawn_broken, 0)):
-        names = [f"{example} {cells[place]}" for example, place, right in places if right == wanted]
-        first = int(hashlib.sha256(b"seed\n0").hexdigest(), 16) % len(names)
-        second = int(hashlib.sha256(b"seed\n1").hexdigest(), 16) % len(names)
-        assert first != second
-        assert draw("seed", 2) == [names[first], names[second]]
-        assert draw("other", 2) != draw("seed", 2)
-        everything = draw("seed", 9999)
-        assert sorted(everything) == sorted(names)
-        assert draw("seed", 30) == everything[:30]
-        assert {example_of(protocol, name) for name in names} <= {each.id for each in outcomes}
+    names, others = ([f"{example} {cells[at]}" for example, at, right in places if right == each] for each in (1, 0))
+    first, second = (int(hashlib.sha256(f"seed\n{n}".encode()).hexdigest(), 16) % len(names) for n in (0, 1))
+    assert first != second
+    assert said.drawn_robust("seed", 2) == [names[first], names[second]]
+    assert said.drawn_robust("other", 2) != said.drawn_robust("seed", 2)
+    everything = said.drawn_robust("seed", 9999)
+    assert sorted(everything) == sorted(names)
+    assert said.drawn_robust("seed", 30) == everything[:30]
+    assert {example_of(protocol, name) for name in names} <= {each.id for each in outcomes}
+    controls = said.controls("seed", 30)
+    assert len(set(controls)) == 50
+    assert set(controls) <= set(others)
+    assert said.controls("seed", 0) == []
     assert said.count == sum(right for _, _, right in places)
 
 

@@ -32,10 +32,7 @@ def derived_table(derived: Sequence[Derived]) -> Table:
     """Numbers that are no shares of right answers."""
     found = Table("number", "value", "95 % interval", Column("of", overflow="fold"))
     for each in derived:
-        interval = "none"
-        if each.interval is not None:
-            interval = f"[{100 * each.interval[0]:.1f}, {100 * each.interval[1]:.1f}]"
-        found.add_row(each.name, f"{100 * each.value:.1f}", Text(interval), Text(each.note))
+        found.add_row(each.name, each.text, Text(each.bounds or "none"), Text(each.note))
     return found
 
 
@@ -49,9 +46,7 @@ def show_beside_clean(results: Sequence[Result]) -> None:
             continue
         _show_own_classes(result, clean)
         if (found := effective_robustness(result, clean)) is not None:
-            points = f"{100 * found.value:+.1f} points"
-            if found.interval is not None:
-                points += f" [{100 * found.interval[0]:+.1f}, {100 * found.interval[1]:+.1f}]"
+            points = f"{found.text} {found.bounds}".rstrip()
             out.print(f"{result.protocol.id}: effective robustness {points}, above {found.note}", markup=False)
 
 

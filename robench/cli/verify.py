@@ -1,4 +1,4 @@
-"""`robench verify`: attacks examples of a claim again, and writes the verdict."""
+"""`robench verify`: runs examples of a claim again, and writes the verdict."""
 
 import hashlib
 import re
@@ -25,16 +25,19 @@ def verify(
     merge_commit: Annotated[
         str | None, typer.Option(help="The commit that brought the claim in; default what git says.")
     ] = None,
-    whole: Annotated[bool, typer.Option("--all", help="Attack all examples called robust, not a sample.")] = False,
+    whole: Annotated[bool, typer.Option("--all", help="Ask about all examples called robust, not a sample.")] = False,
     only_refutations: Annotated[
-        bool, typer.Option("--only-refutations", help="Attack nothing; ask the model about refutations alone.")
+        bool, typer.Option("--only-refutations", help="Run nothing again; ask the model about refutations alone.")
     ] = False,
     data: Annotated[Path | None, typer.Option(help="Folder of the protocol's images.")] = None,
+    reference_weights: Annotated[
+        Path | None, typer.Option(help="Safetensors file of the protocol's reference model; default from the Hub.")
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Such as `cuda`; default the CPU.")] = None,
     batch_size: Annotated[int | None, typer.Option(help="Examples attacked at a time.")] = None,
     run_dir: Annotated[Path | None, typer.Option(help="Folder of the re-run; default under `runs/verify`.")] = None,
 ) -> None:
-    """Attack drawn examples of a claim again, and ask about its refutations. Exit code 1: the claim is refuted."""
+    """Run drawn examples of a claim again, and ask about its refutations. Exit code 1: the claim is refuted."""
     from robench.challenge import Draw
     from robench.challenge import verify as challenge
 
@@ -45,7 +48,15 @@ def verify(
     with interruptible("what is finished is kept: the same command goes on."), ExitStack() as after:
         after.callback(screen.stop)
         verdict = challenge(
-            claim, draw, by=by, run_dir=folder, data=data, device=device, batch_size=batch_size, watcher=screen
+            claim,
+            draw,
+            by=by,
+            run_dir=folder,
+            data=data,
+            reference_weights=reference_weights,
+            device=device,
+            batch_size=batch_size,
+            watcher=screen,
         )
     target = write_beside(claim, FOLDER, by, verdict.to_bytes())
     _show(claim, verdict)

@@ -34,9 +34,9 @@ class Row:
       folder: of the claim, from the root of the repository.
       submission, result: its files.
       tier: how well it is confirmed.
-      held: the examples that count as right under the protocol, as bits, the first one lowest; None where answers are
-        counted.
-      answers: right answers about each example, or right cells of each, or right minus right of the reference model;
+      held: the examples that count as right under the protocol, as bits, the first one lowest; None where more is
+        counted about each.
+      counts: right answers about each example, or right cells of each, or right minus right of the reference model;
         None where examples are counted.
       ranks: best and worst rank; None where the claim is refuted.
       broken: examples called robust that confirmed refutations break.
@@ -48,7 +48,7 @@ class Row:
     result: Result
     tier: verification.Tier
     held: int | None = None
-    answers: tuple[int, ...] | None = None
+    counts: tuple[int, ...] | None = None
     ranks: tuple[int, int] | None = None
     broken: int = 0
 
@@ -67,7 +67,7 @@ class Row:
         return None if self.clean is None else 100 * (share(self.headline) - share(self.clean))
 
     @property
-    def beside(self) -> dict[str, Metric | Derived]:
+    def others(self) -> dict[str, Metric | Derived]:
         """What else a protocol without an attack says, by name: top-1 over all classes, shape bias, mCE."""
         others = [metric for metric in self.result.metrics[:-1] if metric.group == "bias" or not metric.group]
         found: list[Metric | Derived] = [metric for metric in others if metric.name != CLEAN]
@@ -110,9 +110,9 @@ class Table:
         return any(row.clean is not None for row in self.rows)
 
     @property
-    def beside(self) -> list[str]:
+    def others(self) -> list[str]:
         """Names of what else its rows say."""
-        return list(dict.fromkeys(name for row in self.rows for name in row.beside))
+        return list(dict.fromkeys(name for row in self.rows for name in row.others))
 
 
 @dataclass(frozen=True)
@@ -196,7 +196,7 @@ def _row(claim: Claim, repository: Path) -> Row:
     row = Row(place.model, place.file(), claim.submission, claim.result, tier, broken=broken)
     count = _counted(claim.protocol)
     if count is not None:
-        return replace(row, answers=tuple(map(count, claim.outcomes)))
+        return replace(row, counts=tuple(map(count, claim.outcomes)))
     bits = "".join("1" if holds(claim.protocol, outcome) else "0" for outcome in reversed(claim.outcomes))
     return replace(row, held=int(bits, 2))
 
@@ -224,7 +224,7 @@ def ranked(rows: Sequence[Row]) -> list[Row]:
 def _better(first: Row, second: Row) -> bool:
     if first.held is not None and second.held is not None:
         return more_examples(first.held, second.held)
-    return more_answers(first.answers or (), second.answers or ())
+    return more_answers(first.counts or (), second.counts or ())
 
 
 def _order(row: Row) -> tuple[float, float, str]:

@@ -62,7 +62,7 @@ def render(board: Board) -> str:
     lines += ["# As published", "", wording.PUBLISHED, ""]
     for published in board.published:
         lines += _published(published)
-    lines += ["# Tiers", "", *grid(["tier", "what it means"], TIERS.items())]
+    lines += ["# Tiers", "", wording.TIERS_ABOUT, "", *grid(["tier", "what it means"], TIERS.items())]
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
@@ -92,8 +92,9 @@ def _table(table: Table) -> list[str]:
         lines += [wording.BEST_KNOWN, ""]
     notes = [(row, caveat) for row in table.rows for caveat in row.result.caveats]
     lines += grid(columns, (_row(row, table) for row in table.rows))
-    lines += [f"- {escaped(row.model)}: {escaped(caveat)}" for row, caveat in notes]
-    return [*lines, ""] if notes else lines
+    listed = [f"- {escaped(name)}: {escaped(text)}" for name, text in wording.notes(table).items()]
+    listed += [f"- {escaped(row.model)}: {escaped(caveat)}" for row, caveat in notes]
+    return [*lines, *listed, ""] if listed else lines
 
 
 def _row(row: Row, table: Table) -> list[str]:

@@ -31,8 +31,8 @@ class Neighbour:
     """Another row of the table.
 
     Attributes:
-      model, headline: its name, and its number with the interval.
-      p_value: of the paired test against the claim.
+      model, headline: its name, and the number that ranks with its interval.
+      p_value: of the paired test against the claim, where there is one.
     """
 
     model: str
@@ -66,14 +66,14 @@ def rows_beside(claims: Sequence[Place], rules: Rules) -> list[Beside]:
         for index, row in enumerate(table):
             if any((claim.model, claim.protocol) == (row.model, protocol) for claim in claims):
                 around = [*table[max(0, index - BESIDE) : index], *table[index + 1 : index + 1 + BESIDE]]
-                beside = [Neighbour(other.model, wording.headline(other), _p_value(row, other)) for other in around]
-                found.append(Beside(row.model, protocol, row.rank, wording.headline(row), beside))
+                beside = [Neighbour(other.model, wording.ranked(other), _p_value(row, other)) for other in around]
+                found.append(Beside(row.model, protocol, row.rank, wording.ranked(row), beside))
     return found
 
 
 def _p_value(first: Row, second: Row) -> float | None:
-    if first.answers is not None and second.answers is not None:
-        return answers_p_value(first.answers, second.answers)
+    if first.counts is not None and second.counts is not None:
+        return answers_p_value(first.counts, second.counts)
     if first.held is None or second.held is None:
         return None
     return mcnemar((first.held & ~second.held).bit_count(), (second.held & ~first.held).bit_count())

@@ -41,6 +41,7 @@
   function read() {
     const given = new URLSearchParams(location.hash.slice(1));
     for (const key of KEYS) state[key] = given.get(key) || "";
+    if (state.sort === "robust") state.sort = "headline"; // what the column was called in older addresses
     for (const field of form.elements) if (field.name) field.value = state[field.name] || "";
     for (const key of ["protocol", "family", "data", "tier"]) state[key] = form.elements[key].value || "";
   }
@@ -227,7 +228,7 @@
       return;
     }
     if (!paired.held && !paired.counts) {
-      say("This table has too many images to be compared here: `robench compare` does it.");
+      say("This table has too many images for a comparison on this page.");
       return;
     }
     const names = [a, b].map((other) => other.each.values.model.text);

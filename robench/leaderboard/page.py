@@ -22,7 +22,7 @@ from robench.submission import FAMILIES
 from robench.verification import TIERS
 
 MOST_BYTES = 4_000_000
-"""What a table may add to the page so that rows can be compared there."""
+"""What a table may add to the page, before it is written in base64, so that rows can be compared there."""
 
 
 def render(board: Board) -> str:
@@ -78,9 +78,9 @@ def _paired(table: Table) -> dict[str, Any]:
     if not table.rows:
         return {}
     first, count = table.rows[0], table.protocol.data.count
-    if first.answers is None:
+    if first.counts is None:
         return {"total": first.headline.denominator, "held": [_bits(row, count) for row in table.rows]}
-    counts = [row.answers or () for row in table.rows]
+    counts = [row.counts or () for row in table.rows]
     low, high = min(map(min, counts)), max(map(max, counts))
     if high - low > 255 or count * len(counts) > MOST_BYTES:
         return {}

@@ -9,18 +9,19 @@ from robench.leaderboard.board import Row, Table, share
 from robench.leaderboard.ranks import LEVEL
 from robench.result import CLEAN, Derived, Metric, percent
 
-HEADLINE = "robust"
+HEADLINE = "headline"
 """What the headline is called in addresses and in the downloaded table, whatever it is."""
 
 INTRODUCTION = (
-    "Each table is one protocol: the same images and the same attack for every row, at one digest. Every number was "
-    "computed again from the outcomes that lie beside the claim, and carries its 95 % interval."
+    "Each table is one protocol: the same images and the same attack, or none, for every row, at one digest. Every "
+    "number was computed again from the outcomes that lie beside the claim, and carries its 95 % interval."
 )
 RANKS = (
     "A rank is an interval: from 1 plus the number of models that are significantly better, to the number of models "
     f"minus those that are significantly worse (exact paired McNemar test, {100 * LEVEL:.0f} % level for each "
-    "comparison, not corrected for their number; where an image is right in a share of its cells or answers, a paired "
-    "z test over the images). Models whose intervals overlap may stand in any order."
+    "comparison, not corrected for their number; where images are not just right or wrong, but right in a share of "
+    "their cells or answers, or compared with a reference model, a paired z test over the images). Models whose "
+    "intervals overlap may stand in any order."
 )
 MINI = "The mini suite is a testbed of generated images, not a substitute for photographs."
 PUBLISHED = (
@@ -30,6 +31,10 @@ PUBLISHED = (
 BEST_KNOWN = (
     "Best known: what is left of the figure after refutations that a verifier has confirmed: images inside the budget, "
     "from any attack. Ranks stay those of the figure, which is the same attack for every row."
+)
+TIERS_ABOUT = (
+    "A tier is about the number that ranks. What else a row says, such as clean accuracy or shape bias, follows from the "
+    "outcomes that its author gave."
 )
 NO_SUMMARY_SCORE = "There is no mean over protocols: they measure different things."
 EMPTY = "No submission yet."
@@ -43,7 +48,7 @@ class Score:
       key: what it is called in addresses and in the downloaded table.
       title: of its column.
       number, rest: it as text, and what stands behind it; "" where the row does not have it.
-      value: as a share, or in points for a difference; None where the row does not have it.
+      value: as a share, or in points where it is a difference; None where the row does not have it.
     """
 
     key: str
@@ -68,32 +73,49 @@ def scores(row: Row, table: Table) -> list[Score]:
         exact = None if row.difference is None else round(row.difference, 4)
         difference = [Score("difference", "to clean", points, "", exact)]
     about_clean = [[replace(clean, rest="")], difference] if table.has_clean else [[], []]
-    beside = [_score(name, name, row.beside.get(name)) for name in table.beside]
-    return [*about_clean[0], *headline, *about_clean[1], *beside]
+    others = [_score(name, name, row.others.get(name)) for name in table.others]
+    return [*about_clean[0], *headline, *about_clean[1], *others]
 
 
 def _score(key: str, title: str, number: Metric | Derived | None) -> Score:
     if number is None:
         return Score(key, title, "", "", None)
-    return Score(key, title, f"{100 * share(number):.1f} %", interval(number), round(share(number), 6))
+    unit = 100 if isinstance(number, Derived) and number.is_difference else 1
+    return Score(key, title, text_of(number), interval(number), round(unit * share(number), 6))
+
+
+def text_of(number: Metric | Derived) -> str:
+    """Such as `43.8 %`, or `+3.2 points` for a difference."""
+    return number.text if isinstance(number, Derived) else percent(number)
 
 
 def interval(number: Metric | Derived) -> str:
     """Such as `[39.5, 48.1]`; "" where it has none."""
-    if number.interval is None:
-        return ""
+    if isinstance(number, Derived):
+        return number.bounds
     low, high = number.interval
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def notes(table: Table) -> dict[str, str]:
+    """What the derived numbers of a table were computed with, by their names."""
+    found = (number for row in table.rows for number in row.result.derived)
+    return {number.name: number.note for number in found if number.note}
+
+
 def ranking(row: Row) -> str:
     """The number that ranks, such as `43.8 %`."""
-    return f"{100 * share(row.result.ranking):.1f} %"
+    return text_of(row.result.ranking)
 
 
 def ranking_key(table: Table) -> str:
     """The key of the number that ranks."""
     return HEADLINE if table.ranking == table.headline else table.ranking
+
+
+def ranked(row: Row) -> str:
+    """The number that ranks and its interval, such as `43.8 % [39.5, 48.1]`, and what is known beyond it."""
+    return f"{ranking(row)} {interval(row.result.ranking)}{best_known(row)}"
 
 
 def headline(row: Row) -> str:

@@ -106,7 +106,8 @@ def _bounds(metric: Metric) -> str:
 def _named(number: Derived | None) -> str:
     if number is None:
         return "none"
-    return f"{number.name} {number.value}" + (f" {list(number.interval)}" if number.interval is not None else "")
+    bounds = f" {list(number.interval)}" if number.interval is not None else ""
+    return f"{number.name} {number.value}{bounds} ({number.note})"
 
 
 def _counts(result: Result, outcomes: Sequence[Outcome]) -> dict[str, tuple[Any, Any]]:

@@ -18,7 +18,7 @@ from robench.refutation import Refutation, read_refutation
 from robench.submission import MODEL_NAME, PROTOCOL_NAME, shown
 from robench.validation.findings import Finding
 from robench.validation.reading import Place, read_plain
-from robench.verification import CONTROLS, Called, Verdict, called, read_verdict
+from robench.verification import Called, Verdict, called, read_verdict
 
 LARGEST = {verification.FOLDER: 2_000_000, refutation.FOLDER: refutation.LARGEST}
 """Most bytes of a file, by the folder it lies in."""
@@ -155,20 +155,16 @@ def _readable(place: Place, name: str, files: Sequence[str], findings: list[Find
 
 def _check_draw(file: str, verdict: Verdict, claim: _About) -> Iterator[Finding]:
     """Which examples were attacked again is the seed's choice."""
-    draws = (
-        ("examples", claim.called.drawn_robust, verdict.examples),
-        ("controls", claim.called.drawn_broken, verdict.controls),
-    )
-    for key, draw, again in draws:
-        expected = draw(verdict.seed, len(again))
+    asked = claim.called.drawn_robust(verdict.seed, len(verdict.examples))
+    controls = claim.called.controls(verdict.seed, len(verdict.examples))
+    for key, expected, again in (("examples", asked, verdict.examples), ("controls", controls, verdict.controls)):
         for index, each in enumerate(again):
             if index >= len(expected) or each.id != expected[index]:
                 right = shown(expected[index]) if index < len(expected) else "no more"
                 yield Finding("RB904", file, f"/{key}/{index}/id", shown(each.id), f"{right}, as the seed draws")
                 break
-    controls = min(CONTROLS, len(claim.called.broken)) if verdict.examples else 0
-    if len(verdict.controls) != controls:
-        yield Finding("RB904", file, "/controls", f"{len(verdict.controls)}", f"{controls} examples called broken")
+    if len(verdict.controls) < len(controls):
+        yield Finding("RB904", file, "/controls", f"{len(verdict.controls)}", f"{len(controls)} called broken")
 
 
 def _check_confirmed(file: str, verdict: Verdict, known: Mapping[str, Refutation]) -> Iterator[Finding]:

@@ -4,7 +4,7 @@ Not here: what they add up to (`arithmetic`).
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from functools import partial
 
 from robench.caveats import caveats_of
@@ -18,6 +18,8 @@ from robench.validation.reading import Place
 
 Check = Callable[[Outcome], tuple[str, str] | None]
 """What was found and what was expected; None where nothing is wrong."""
+_OPTIONAL = ("clean_right", "attacked_right", "queries", "patches", "area", "among", "cells", "texture", "reference")
+"""Columns of outcomes that only some protocols have."""
 
 
 def check_consistency(
@@ -26,7 +28,8 @@ def check_consistency(
     """Each code is given once, for the first line it is about, with the number of others."""
     table = place.file(OUTCOMES)
     unseen = protocol.shift is not None and protocol.shift.kind == "corruptions" and not has_clean(outcomes)
-    for code, check in _checks(protocol, native=result.engine == "native", least=-1 if unseen else 0).items():
+    native, listed = result.engine == "native", {outcome.label for outcome in outcomes}
+    for code, check in _checks(protocol, native=native, least=-1 if unseen else 0, listed=listed).items():
         wrong = [(line, what) for line, outcome in enumerate(outcomes, start=2) if (what := check(outcome)) is not None]
         if wrong:
             line, (found, expected) = wrong[0]
@@ -37,13 +40,14 @@ def check_consistency(
             yield Finding("RB507", place.file(RESULT), "/caveats", f"{len(result.caveats)} others", shown(caveat, 200))
 
 
-def _checks(protocol: Protocol, *, native: bool, least: int) -> dict[str, Check]:
+def _checks(protocol: Protocol, *, native: bool, least: int, listed: Set[int]) -> dict[str, Check]:
     """The checks that have a meaning under this protocol, by code.
 
     Args:
       protocol: of the claim.
       native: whether robench's own attacks made it.
       least: the lowest class that may have been predicted; -1 where clean images were not seen.
+      listed: the classes that examples have.
     """
     classes = partial(_classes, classes=protocol.data.classes, least=least)
     checks: dict[str, Check] = {"RB501": classes, "RB506": _ended}
@@ -51,7 +55,7 @@ def _checks(protocol: Protocol, *, native: bool, least: int) -> dict[str, Check]
         return checks
     checks["RB502"] = _clean
     if protocol.attack is None:
-        checks["RB508"] = _only_seen
+        checks["RB508"] = partial(_only_seen, columns=_read_off(protocol), listed=listed)
         return checks
     last = protocol.score.steps[-1] if protocol.score.scoring == "last iterate" else None
     checks["RB503"] = partial(_broken, last=last)
@@ -60,6 +64,18 @@ def _checks(protocol: Protocol, *, native: bool, least: int) -> dict[str, Check]
     most = steps if isinstance(steps, int) else None
     checks["RB505"] = partial(_steps, stages=protocol.score.stages, most=most)
     return checks
+
+
+def _read_off(protocol: Protocol) -> set[str]:
+    """The columns that outcomes have under a protocol without an attack, beside those that all have."""
+    shift = protocol.shift
+    asked = {
+        "cells": shift is not None and shift.kind == "corruptions",
+        "texture": shift is not None and shift.kind == "textures",
+        "among": shift is not None and shift.among is not None,
+        "reference": shift is not None and shift.reference is not None,
+    }
+    return {name for name, is_asked in asked.items() if is_asked}
 
 
 def _classes(outcome: Outcome, classes: int, least: int) -> tuple[str, str] | None:
@@ -82,12 +98,18 @@ def _clean(outcome: Outcome) -> tuple[str, str] | None:
     return f"{'right' if right else 'wrong'} with a margin of {margin}", f"a margin of {sign}"
 
 
-def _only_seen(outcome: Outcome) -> tuple[str, str] | None:
-    """Without an attack there is nothing but the images as they are."""
+def _only_seen(outcome: Outcome, columns: Set[str], listed: Set[int]) -> tuple[str, str] | None:
+    """Without an attack there is nothing but the images as they are, and what the protocol reads off."""
     attacked = outcome.attacked != outcome.clean or outcome.attacked_margin != outcome.clean_margin
-    if not attacked and not outcome.fooled_at and not outcome.stage and not outcome.unconfirmed:
-        return None
-    return shown(f"class {outcome.attacked} after {outcome.clean}, steps {outcome.fooled_at}"), "no trace of an attack"
+    if attacked or outcome.fooled_at or outcome.stage or outcome.unconfirmed:
+        found = shown(f"class {outcome.attacked} after {outcome.clean}, steps {outcome.fooled_at}")
+        return found, "no trace of an attack"
+    there = {name for name in _OPTIONAL if getattr(outcome, name) is not None}
+    if there != columns:
+        return shown(", ".join(sorted(there)) or "no more columns"), ", ".join(sorted(columns)) or "no more columns"
+    if outcome.among is not None and outcome.clean in listed and outcome.among != outcome.clean and not outcome.error:
+        return shown(f"class {outcome.among} among those of which {outcome.clean} is best of all"), f"{outcome.clean}"
+    return None
 
 
 def _broken(outcome: Outcome, last: int | None) -> tuple[str, str] | None:

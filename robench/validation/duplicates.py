@@ -179,20 +179,20 @@ def _remarkable(ordered: Sequence[Identity], checked: Collection[Place]) -> Iter
         if each.result.metrics:  # of a malformed claim, there may be none
             same_protocol[each.place.protocol].append(each)
     for claims in same_protocol.values():
-        leaders = sorted(claims, key=lambda each: each.result.headline.value)[-2:]
+        leaders = sorted(claims, key=lambda each: each.result.ranking.value)[-2:]
         revisions = Counter(each.result.attack_revision for each in claims)
         for each in claims:
             if each.place in checked and len(claims) > 1:
                 rival = next(other for other in reversed(leaders) if other is not each)
                 others = revisions - Counter([each.result.attack_revision])
-                yield from _beyond(each, rival.result.headline.value, sorted(others))
+                yield from _beyond(each, rival.result.ranking.value, sorted(others))
 
 
 def _beyond(each: Identity, best: float, revisions: Sequence[int]) -> Iterator[Finding]:
     """A claim against the best value and the attack revisions of all others under its protocol."""
-    file, headline, revision = each.place.file(RESULT), each.result.headline.value, each.result.attack_revision
-    if headline > best + POINTS:
-        pointer = f"/metrics/{len(each.result.metrics) - 1}/value"
-        yield Finding("RB602", file, pointer, f"{headline}", f"about {best}, the best so far")
+    file, ranking, revision = each.place.file(RESULT), each.result.ranking, each.result.attack_revision
+    if ranking.value > best + POINTS:
+        pointer = f"/metrics/{len(each.result.metrics) - 1}/value" if ranking is each.result.headline else "/derived"
+        yield Finding("RB602", file, pointer, f"{ranking.value}", f"about {best}, the best so far")
     if revision not in revisions:
         yield Finding("RB605", file, "/attack_revision", f"{revision}", ", ".join(map(str, revisions)))

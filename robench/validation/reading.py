@@ -20,6 +20,7 @@ from robench.outcome import Outcome, from_csv
 from robench.result import (
     Counts,
     DataRecord,
+    Derived,
     Metric,
     ModelRecord,
     OutcomesRecord,
@@ -50,7 +51,7 @@ LONGEST_CELLS = 2000
 LONGEST_TEXT = 1000
 """Most characters of a text in `result.json`."""
 
-_RESULT_RECORDS = (Result, ProtocolRecord, ModelRecord, DataRecord, Metric, Counts, OutcomesRecord)
+_RESULT_RECORDS = (Result, ProtocolRecord, ModelRecord, DataRecord, Metric, Derived, Counts, OutcomesRecord)
 
 
 @dataclass(frozen=True, order=True)

@@ -43,6 +43,10 @@ def check_protocol(place: Place, result: Result, rules: Rules) -> Iterator[Findi
         yield Finding("RB302", where, "/protocol/digest", stated.digest, f"{locked}, as the lock says")
     if not protocol.ranked:
         yield Finding("RB304", where, "/protocol/id", f"{place.protocol}, not ranked", "a protocol that is ranked")
+    reference = protocol.shift.reference_sha256 if protocol.shift is not None else None
+    measured = result.reference.weights_sha256 if result.reference is not None else None
+    if measured != reference:
+        yield Finding("RB307", where, "/reference/weights_sha256", shown(measured), f"{reference}")
     if result.status != "complete":
         yield Finding("RB306", where, "/status", result.status, "complete")
     for pointer, official in (("/protocol/official", stated.official), ("/data/official", result.data.official)):

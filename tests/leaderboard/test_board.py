@@ -214,7 +214,7 @@ def test_answers_are_ranked_by_their_mean(tmp_path: Path) -> None:
     for seed, (name, rights) in enumerate([("alpha", 3), ("beta", 11), ("gamma", 1)]):
         claim(tmp_path, name, rules=rules, seed=seed, outcomes=asked(seed, rights))
     rows = build(tmp_path, rules).active[0].rows
-    assert all(row.held is None and row.answers is not None for row in rows)
+    assert all(row.held is None and row.counts is not None for row in rows)
     assert [(row.model, row.headline.numerator, row.ranks) for row in rows] == [
         ("beta", 2400, (1, 1)),
         ("alpha", 600, (2, 3)),
@@ -453,10 +453,14 @@ def test_shifted_tables_have_the_numbers_of_their_protocol(kind: Kind, tmp_path:
         assert f">{title}</th>" in page
     assert page.count("<svg") == (2 if kind == "cells" else 1)
     for row in table.rows:
-        for name, number in row.beside.items():
+        for name, number in row.others.items():
             assert number.interval is not None
-            low, high = (f"{100 * bound:.1f}" for bound in number.interval)
-            assert f" | {100 * number.value:.1f} % [{low}, {high}] |" in text, name
+            sign, unit = ("+", " points") if name == "over reference" else ("", " %")
+            low, high = (f"{100 * bound:{sign}.1f}" for bound in number.interval)
+            assert f" | {100 * number.value:{sign}.1f}{unit} [{low}, {high}] |" in text
+        for number in row.result.derived:
+            assert f"- {number.name}: {number.note}" in text
+            assert f'title="{number.note}"' in page
 
 
 def test_where_there_is_a_reference_model_the_difference_ranks(tmp_path: Path) -> None:
@@ -472,11 +476,10 @@ def test_where_there_is_a_reference_model_the_difference_ranks(tmp_path: Path) -
     assert table.rows[0].headline.value < table.rows[1].headline.value
     assert table.ranking == "over reference"
     for row in table.rows:
-        assert row.answers is not None
-        assert sum(row.answers) / len(row.answers) == pytest.approx(row.result.ranking.value, abs=1e-6)
-    assert 'data-key="over reference" class="number" aria-sort="descending"' in render_page(
-        _shifted(tmp_path, "reference")
-    )
+        assert row.counts is not None
+        assert sum(row.counts) / len(row.counts) == pytest.approx(row.result.ranking.value, abs=1e-6)
+    page = render_page(_shifted(tmp_path, "reference"))
+    assert re.search(r'data-key="over reference" class="number" title=".*" aria-sort="descending"', page)
 
 
 def test_images_whose_shape_and_texture_agree_are_in_no_comparison(tmp_path: Path) -> None:

@@ -189,20 +189,21 @@ def test_rows_without_an_attack_are_sorted_compared_and_downloaded(kind: Kind, b
         text = visit.page.locator("#compare").inner_text()
         assert text.startswith(f"{b.model} minus {a.model} under toy-shift@1: {points:+.1f} points [")
         if kind != "textures":
-            assert a.answers is not None
-            assert b.answers is not None
-            p_value, asks = answers_p_value(a.answers, b.answers), CELLS if kind == "cells" else 1
+            assert a.counts is not None
+            assert b.counts is not None
+            p_value, asks = answers_p_value(a.counts, b.counts), CELLS if kind == "cells" else 1
             written = f"{p_value:.4f}" if p_value >= 1e-4 else f"{p_value:.1e}".replace("e-0", "e-")
             assert f"z test p = {written}: " in text
-            differences = [(y - x) / asks for x, y in zip(a.answers, b.answers, strict=True)]
+            differences = [(y - x) / asks for x, y in zip(a.counts, b.counts, strict=True)]
             half = 1.96 * statistics.stdev(differences) / math.sqrt(COUNT)
             assert f"[{points - 100 * half:+.1f}, {points + 100 * half:+.1f}]" in text
         with visit.page.expect_download() as download:
             visit.page.locator("button.csv").click()
         lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
         for line in lines:
-            for name, number in rows[line["model"]].beside.items():
-                assert float(line[name]) == pytest.approx(number.value, abs=1e-6)
+            for name, number in rows[line["model"]].others.items():
+                unit = 100 if name == "over reference" else 1
+                assert float(line[name]) == pytest.approx(unit * number.value, abs=1e-6)
 
 
 def test_an_address_opens_the_page_as_it_was_shared(visit: Visit) -> None:
@@ -237,7 +238,7 @@ def test_a_table_is_downloaded_as_it_is_shown(visit: Visit, board: Board) -> Non
     expected = {row.model: row for row in board.active[1].rows}
     for row in rows:
         known = expected[row["model"]]
-        assert float(row["robust"]) == pytest.approx(known.headline.numerator / known.headline.denominator)
+        assert float(row["headline"]) == pytest.approx(known.headline.numerator / known.headline.denominator)
         assert int(row["parameters"]) == known.result.model.parameters
     assert rows[0]["data"] == "'=More, <b>toys</b>"  # no formula for a spreadsheet
 
@@ -255,7 +256,7 @@ def test_everything_can_be_done_by_keyboard(visit: Visit) -> None:
     for _ in range(60):
         visit.page.keyboard.press("Tab")
         seen.add(visit.page.evaluate(FOCUSED))
-    assert {"protocol", "q", "family", "data", "tier", "min", "max", "robust", "model", "checkbox"} <= seen
+    assert {"protocol", "q", "family", "data", "tier", "min", "max", "headline", "model", "checkbox"} <= seen
 
 
 def test_without_javascript_the_tables_are_there(board: Board, browser: Any, tmp_path: Path) -> None:

@@ -18,8 +18,9 @@ from robench.errors import SubmissionError
 from robench.refutation import Change, Refutation, read_refutation
 from robench.submission import RESULT
 from robench.validation import Place, Rules, validate
-from robench.verification import Verdict, read_verdict
+from robench.verification import Verdict, called, read_verdict
 from tests.claims import TOY, claim, put_refutation, put_verdict, toy_outcomes, toy_rules
+from tests.shifted_claims import KINDS, Kind, shifted_claim, shifted_outcomes, shifted_rules
 from tests.test_protocol import MISSING
 from tests.test_verification import ABOUT
 
@@ -219,3 +220,32 @@ def test_a_verdict_about_an_attack_that_is_none(tmp_path: Path) -> None:
     put_verdict(place, rules)
     assert codes(place, rules) == []
     assert (place.folder / RESULT).exists()
+
+
+# --- without an attack
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("right", [0.0, 0.6, 0.97, 1.0])
+def test_an_honest_verdict_about_a_claim_without_an_attack(kind: Kind, right: float, tmp_path: Path) -> None:
+    """Also where nothing is right and so nothing is asked, and where almost nothing is wrong and controls are few."""
+    rules, place = shifted_rules(kind), shifted_claim(tmp_path, kind, right=right)
+    asked = min(30, called(next(iter(rules.protocols.values())), shifted_outcomes(kind, right=right)).count)
+    path = put_verdict(place, rules, asked=asked)
+    assert codes(place, rules) == []
+    content = json.loads(path.read_text())
+    assert (len(content["examples"]), bool(content["controls"])) == (asked, right < 1 and asked > 0)
+    for key in ("examples", "controls"):
+        if len(content[key]) > 1:
+            path.write_text(json.dumps({**content, key: [content[key][1], content[key][0], *content[key][2:]]}))
+            assert [code for code, _, _ in codes(place, rules)] == ["RB904"]
+
+
+def test_a_verdict_that_names_a_cell_which_is_called_wrong(tmp_path: Path) -> None:
+    rules, place = shifted_rules("cells"), shifted_claim(tmp_path, "cells")
+    path = put_verdict(place, rules, asked=5)
+    content = json.loads(path.read_text())
+    content["examples"][2]["id"] = content["controls"][0]["id"]
+    path.write_text(json.dumps(content))
+    file = path.relative_to(tmp_path).as_posix()
+    assert codes(place, rules) == [("RB904", file, "/examples/2/id")]

@@ -12,6 +12,7 @@ import pytest
 
 from robench.errors import RunError
 from robench.outcome import Outcome, compress, to_csv
+from robench.result import ModelRecord
 from robench.submission import OUTCOMES, RESULT, TOML
 from robench.validation import Place, Rules, validate
 from tests.claims import TOY, claim, edit_json, edit_outcome, model_record, result_of, toy_outcomes, toy_rules
@@ -348,7 +349,19 @@ def test_a_derived_number_that_the_outcomes_do_not_give(kind: Kind, number: str,
     edit_json(place.folder / RESULT, lambda content: content["derived"][0].update(value=float(found)))
     ((code, (finding,)),) = codes(place, shifted_rules(kind)).items()
     assert code == "RB409"
-    assert re.search(rf"`/derived/0` is '{number} {found} \[.*\]'; expected {number} .*, as the outcomes say", finding)
+    expected = rf"`/derived/0` is '?{number} {found} \[.*; expected {number} .*, as the outcomes say"
+    assert re.search(expected, finding)
+
+
+@pytest.mark.parametrize("reference", [None, model_record("resnet50", 98)])
+def test_another_reference_model_than_the_protocols(reference: ModelRecord | None, tmp_path: Path) -> None:
+    place = shifted_claim(tmp_path, "reference", reference=reference)
+    assert list(codes(place, shifted_rules("reference"))) == ["RB307"]
+
+
+def test_a_reference_model_where_the_protocol_has_none(tmp_path: Path) -> None:
+    place = shifted_claim(tmp_path, "plain", reference=model_record("resnet50", 99))
+    assert list(codes(place, shifted_rules("plain"))) == ["RB307"]
 
 
 def test_a_derived_number_left_out(tmp_path: Path) -> None:
@@ -366,6 +379,17 @@ SHIFTED: dict[str, tuple[Kind, dict[str, Any], set[str]]] = {
     "one clean image unseen": ("cells", {"clean": -1, "attacked": -1}, {"RB501"}),
     "one clean image seen": ("cells without clean", {"clean": 0, "attacked": 0}, {"RB501"}),
     "a mask of too many cells": ("cells", {"cells": "ff"}, {"RB405"}),
+    "a mask that is no number": ("cells", {"cells": "zz"}, {"RB405"}),
+    "a mask in other digits": ("cells", {"cells": "3F"}, {"RB405"}),
+    "a mask with a sign": ("cells without clean", {"cells": "+f"}, {"RB405"}),
+    "no mask": ("cells", {"cells": None}, {"RB206"}),
+    "a mask where there are no cells": ("plain", {"cells": "junk"}, {"RB206"}),
+    "queries where nothing asks": ("textures", {"queries": 5, "patches": 1, "area": 0.1}, {"RB508"}),
+    "another class best among some than best of all": (
+        "among",
+        {"among": (shifted_outcomes("among")[1].clean + 1) % 3},
+        {"RB508"},
+    ),
 }
 
 
@@ -377,7 +401,8 @@ def test_a_table_that_no_look_gives_is_caught(name: str, tmp_path: Path) -> None
     _table(place, outcomes)
     with suppress(RunError):
         (protocol,) = rules.protocols.values()
-        made = result_of(protocol, outcomes, model_record("alpha", 0))
+        reference = model_record("resnet50", 99) if kind == "reference" else None
+        made = result_of(protocol, outcomes, model_record("alpha", 0), reference=reference)
         (place.folder / RESULT).write_bytes(made.to_bytes())
     assert set(codes(place, rules)) - {"RB401"} >= expected
     if "RB405" not in expected:
