@@ -9,7 +9,7 @@ import itertools
 import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,34 @@ class Positions:
         return position is not None
 
 
+@dataclass
+class Load:
+    """What a process should have before it, in forward passes.
+
+    Attributes:
+      cost: of an example that was not begun.
+      ahead: examples whose images are drawn but not read.
+      in_flight: examples that the driver has and has not finished.
+      left, left_of, fresh: what the driver said last: the passes that it expects, for how many examples, and how many
+        of these it has not begun.
+    """
+
+    cost: int = 1
+    ahead: int = 0
+    in_flight: int = 0
+    left: int = 0
+    left_of: int = 0
+    fresh: int = 0
+
+    def note(self, passes: int, fresh: int) -> None:
+        """What the driver says is left of what it has."""
+        self.left, self.left_of, self.fresh = passes, self.in_flight, fresh
+
+    @property
+    def passes(self) -> int:
+        return self.left + (self.in_flight - self.left_of + self.ahead) * self.cost
+
+
 class Execution:
     """Attacks the examples of the missing shards of a run, and writes each shard when it is full.
 
@@ -96,8 +124,7 @@ class Execution:
     ) -> None:
         self.reference = reference
         self.run, self.protocol, self.source = run, run.plan.parsed_protocol(), source
-        self.share, self.in_flight, self.next_look = share, 0, 0.0
-        self.cost, self.left, self.left_of, self.fresh, self.ahead = 1, 0, 0, 0, 0
+        self.share, self.load, self.next_look = share, Load(), 0.0
         self.shape: torch.Size | None = None
         self.classifier, self.faster = classifier, faster
         self.slots, self.watcher = slots, watcher
@@ -149,13 +176,13 @@ class Execution:
         # Only the driver of our own attacks can be told that there is nothing more for now.
         patient = self.run.plan.engine == "native" and self.protocol.score.asks is None
         ours = [stage for stage in stages if isinstance(stage, Stage)]
-        self.cost = expected_cost(ours) if ours else 1
+        self.load.cost = expected_cost(ours) if ours else 1
         examples = self._examples(shards, patient=patient)
         stream = self._stream(stages, budget, examples)
         # Closing puts the model back, and ends processes that decode, even while an error is kept.
         with contextlib.closing(examples), contextlib.closing(stream), naming_dead_workers():
             for finished in stream:
-                self.in_flight -= 1
+                self.load.in_flight -= 1
                 self._finish(finished)
 
     def _wait(self, shards: int) -> None:
@@ -243,16 +270,16 @@ class Execution:
         try:
             for number in itertools.count():
                 # Readers may have drawn, and so claimed, more than was read: nobody else can make that.
-                self.ahead = len(positions.drawn) - number
+                self.load.ahead = len(positions.drawn) - number
                 begins = number == 0 or self._ends_shard(positions.drawn[number - 1])
-                while patient and begins and not self.ahead and self._holds_back():
+                while patient and begins and not self.load.ahead and self._holds_back():
                     yield None
                 image = next(images, None)
                 if image is None or number == len(positions.drawn):
                     break
                 example = self._checked(positions.drawn[number], image)
                 if example is not None:
-                    self.in_flight += 1
+                    self.load.in_flight += 1
                     yield example
             if image is not None or number < len(positions.drawn) or positions.draw():
                 found = "too few" if image is None else "too many"
@@ -262,19 +289,16 @@ class Execution:
                 images.close()
 
     def _holds_back(self) -> bool:
-        return self.in_flight > 0 and self.share.holds_back(self.in_flight, self._load(), known=not self.fresh)
+        load = self.load
+        return load.in_flight > 0 and self.share.holds_back(load.in_flight, load.passes, known=not load.fresh)
 
     def _ends_shard(self, position: int) -> bool:
         plan = self.run.plan
         return position == plan.examples_of(position // plan.shard_size)[-1]
 
     def _note_left(self, passes: int, fresh: int) -> None:
-        self.left, self.left_of, self.fresh = passes, self.in_flight, fresh
-        self.share.publish(self._load())
-
-    def _load(self) -> int:
-        """Forward passes that this process should have before it."""
-        return self.left + (self.in_flight - self.left_of + self.ahead) * self.cost
+        self.load.note(passes, fresh)
+        self.share.publish(self.load.passes)
 
     def _checked(self, position: int, image: Tensor | Unreadable) -> Example | None:
         """An example whose image is fit for attack; one that cannot be read is finished instead."""

@@ -33,8 +33,8 @@ BEST_KNOWN = (
     "from any attack. Ranks stay those of the figure, which is the same attack for every row."
 )
 TIERS_ABOUT = (
-    "A tier is about the number that ranks. What else a row says, such as clean accuracy or shape bias, follows from the "
-    "outcomes that its author gave."
+    "A tier is about the number that ranks. What else a row says, such as clean accuracy or shape bias, follows from "
+    "the outcomes that its author gave."
 )
 NO_SUMMARY_SCORE = "There is no mean over protocols: they measure different things."
 EMPTY = "No submission yet."
