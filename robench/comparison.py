@@ -4,17 +4,18 @@ Not here: ranks over many models (`leaderboard`).
 """
 
 import math
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from robench.errors import RunError, complaint
 from robench.lines import line_of
 from robench.outcome import Outcome
 from robench.protocol import Protocol
-from robench.result import Derived, Metric, Result, holds, read_result, shares, wilson
+from robench.result import Derived, Metric, Result, holds, read_result, wilson
 from robench.runs import Run
-from robench.shift import EFFECTIVE_ROBUSTNESS, scored
+from robench.shift import EFFECTIVE_ROBUSTNESS, over_reference, right_cells, scored
 
 
 @dataclass(frozen=True)
@@ -60,10 +61,13 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     """Compare two finished runs, example by example, at the headline of their protocol.
 
     Raises:
-      RunError: a run is not finished, the two differ in protocol or examples, or their protocol scores shares of
-        many answers or cells.
+      RunError: a run is not finished, the two differ in protocol or examples, or their protocol counts more about each
+        example than right or wrong.
     """
     protocol, (a, outcomes_a), (b, outcomes_b) = _paired(run_a, run_b)
+    if counted(protocol) is not None:
+        found, expected = f"{protocol.exact_name}, which counts more", "examples that are right or wrong"
+        raise RunError(complaint(f"compare {run_a} {run_b}", "protocol", found, expected, "Use `compare_means`."))
     pairs = [
         (holds(protocol, first), holds(protocol, second))
         for first, second in zip(outcomes_a, outcomes_b, strict=True)
@@ -79,17 +83,33 @@ def compare(run_a: Path, run_b: Path) -> Comparison:
     )
 
 
+def counted(protocol: Protocol) -> Callable[[Outcome], int] | None:
+    """What a protocol counts about each example; None where examples are just right or wrong.
+
+    Right answers, right cells, or right minus right of its reference model.
+    """
+    if protocol.score.asks is not None:
+        return lambda outcome: outcome.attacked_right or 0
+    if protocol.shift is not None and protocol.shift.kind == "corruptions":
+        return partial(right_cells, protocol)
+    if protocol.shift is not None and protocol.shift.reference is not None:
+        return partial(over_reference, protocol)
+    return None
+
+
 @dataclass(frozen=True)
-class CellComparison:
-    """Two models on the same examples under a protocol that sees each in many cells.
+class MeanComparison:
+    """Two models on the same examples under a protocol that counts something about each.
 
     Attributes:
-      whole: rate of B minus rate of A over all cells, paired by example.
+      whole: mean of B minus mean of A at the number that ranks, paired by example.
+      p_value: two-sided, of a paired z test.
     """
 
     a: Result
     b: Result
     whole: Derived
+    p_value: float
 
     @property
     def difference(self) -> float:
@@ -104,27 +124,30 @@ class CellComparison:
         return self.interval[0] > -margin / 100
 
 
-def compare_cells(run_a: Path, run_b: Path) -> CellComparison:
-    """Compare two finished runs by the share of cells in which they get each example right.
+def compare_means(run_a: Path, run_b: Path) -> MeanComparison:
+    """Compare two finished runs by what their protocol counts about each example.
+
+    Where there is a reference model, the images may be of two copies of the data.
 
     Raises:
-      RunError: as `compare`.
+      RunError: as `compare`, but for what is counted.
     """
     protocol, (a, outcomes_a), (b, outcomes_b) = _paired(run_a, run_b)
-    parts = [
-        shares(protocol, second)[1] - shares(protocol, first)[1]
-        for first, second in zip(outcomes_a, outcomes_b, strict=True)
-    ]
-    note = "mean over examples of the difference of their shares of right cells"
-    return CellComparison(a, b, Derived.of("difference", math.fsum(parts) / len(parts), parts, note))
+    count = counted(protocol)
+    if count is None:
+        found, expected = f"{protocol.exact_name}, under which they are right or wrong", "a count about each example"
+        raise RunError(complaint(f"compare {run_a} {run_b}", "protocol", found, expected, "Use `compare`."))
+    most = protocol.score.asks or len(protocol.shift.cells if protocol.shift is not None else ()) or 1
+    first, second = list(map(count, outcomes_a)), list(map(count, outcomes_b))
+    parts = [(after - before) / most for before, after in zip(first, second, strict=True)]
+    note = "mean over examples of the difference of what is counted about them"
+    whole = Derived.of("difference", math.fsum(parts) / len(parts), parts, note)
+    return MeanComparison(a, b, whole, z_test(first, second))
 
 
-def in_cells(run: Path) -> bool:
-    """Whether a run's protocol sees each example in many cells; not, where there is no run."""
-    if not (run / "plan.json").exists():
-        return False
-    shift = Run.open(run).plan.parsed_protocol().shift
-    return shift is not None and shift.kind == "corruptions"
+def compares_means(run: Path) -> bool:
+    """Whether a run's protocol counts something about each example; not, where there is no run."""
+    return (run / "plan.json").exists() and counted(Run.open(run).plan.parsed_protocol()) is not None
 
 
 Half = tuple[Result, list[Outcome]]
@@ -142,17 +165,16 @@ def _paired(run_a: Path, run_b: Path) -> tuple[Protocol, Half, Half]:
     if a.attack_revision != b.attack_revision:
         revisions = f"{a.attack_revision} and {b.attack_revision}"
         raise RunError(complaint(where, "attack_revision", revisions, "one revision", "Evaluate the older run again."))
-    if (asks := Run.open(run_a).plan.parsed_protocol().score.asks) is not None:
-        expected = "a protocol under which an example is broken or survives, which is what is paired here"
-        advice = "The results state intervals over the examples."
-        raise RunError(complaint(where, "score.asks", asks, expected, advice))
+    protocol = Run.open(run_a).plan.parsed_protocol()
     outcomes_a, outcomes_b = a.read_outcomes(), b.read_outcomes()
     same_pixels = a.data.pixels_sha256 == b.data.pixels_sha256 or (a.data.official and b.data.official)
+    if protocol.shift is not None and protocol.shift.reference is not None:
+        same_pixels = True  # copies may differ: that is what the reference model is for
     pairs_up = [(o.id, o.label) for o in outcomes_a] == [(o.id, o.label) for o in outcomes_b]
     if not (pairs_up and same_pixels):
         found = f"{len(outcomes_a)} and {len(outcomes_b)} examples that differ"
         raise RunError(complaint(where, "ids", found, "the same examples", "Use the same data and `--limit`."))
-    return Run.open(run_a).plan.parsed_protocol(), (a, outcomes_a), (b, outcomes_b)
+    return protocol, (a, outcomes_a), (b, outcomes_b)
 
 
 def effective_robustness(shifted: Result, clean: Result) -> Derived | None:
@@ -209,6 +231,16 @@ def mcnemar(only_a: int, only_b: int) -> float:
         tail += ways
         ways = ways * (total - count) // (count + 1)  # `math.comb` afresh for each count would take minutes
     return min(1.0, 2 * tail / (1 << total))
+
+
+def z_test(first: Sequence[int], second: Sequence[int]) -> float:
+    """Two-sided p-value of a paired z test of equal means; 1 where no example differs.
+
+    Where counts are 0 or 1 this is McNemar's test in its normal approximation.
+    """
+    differences = [after - before for before, after in zip(first, second, strict=True)]
+    spread = math.sqrt(sum(each * each for each in differences))
+    return math.erfc(abs(sum(differences)) / spread / math.sqrt(2)) if spread else 1.0
 
 
 def paired_difference_interval(both: int, only_a: int, only_b: int, neither: int) -> tuple[float, float]:

@@ -133,6 +133,17 @@ class Metric(_Record):
     group: str = Field(default="", exclude_if=lambda group: not group)
     """Which metrics it belongs to: `cell`, `corruption`, `family` or `bias` under a shift; else none."""
 
+    @property
+    def text(self) -> str:
+        """Such as `43.8 %`."""
+        return percent(self)
+
+    @property
+    def bounds(self) -> str:
+        """The interval, such as `[39.5, 48.1]`."""
+        low, high = self.interval
+        return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
     @classmethod
     def of(cls, name: str, numerator: int, denominator: int, *, group: str = "") -> "Metric":
         return cls._of(name, numerator, denominator, wilson(numerator, denominator), group)
@@ -364,9 +375,8 @@ class Result(_Record):
     def __str__(self) -> str:
         parts = [f"clean {percent(metric)}" for metric in self.metrics if metric.name == CLEAN]
         if self.headline.name != CLEAN:
-            low, high = self.headline.interval
             name = self.headline.name if self.shifted else "robust"
-            parts.append(f"{name} {percent(self.headline)} [{100 * low:.1f}, {100 * high:.1f}]")
+            parts.append(f"{name} {self.headline.text} {self.headline.bounds}")
         parts += [f"{metric.name} {percent(metric)}" for metric in self.metrics if metric.group == "bias"]
         parts += [f"{each.name} {each.text}" for each in self.derived]
         parts.append(f"{self.data.count} images")

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from robench.comparison import Comparison, compare, mcnemar, paired_difference_interval
+from robench.comparison import Comparison, compare, mcnemar, paired_difference_interval, z_test
 from robench.errors import RunError
 from robench.outcome import Outcome
 from robench.runs import Run
@@ -200,3 +200,16 @@ def test_an_unfinished_run_is_not_compared(tmp_path: Path) -> None:
         RunError, match=r"b: `result\.json` is missing; expected a finished run\. Finish the run first:"
     ):
         compare(tmp_path / "a", tmp_path / "b")
+
+
+# --- counts
+
+
+@settings(max_examples=200)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 1)), min_size=1, max_size=60))
+def test_the_z_test_of_zeros_and_ones_is_mcnemars_normal_approximation(pairs: list[tuple[int, int]]) -> None:
+    first, second = [a for a, _ in pairs], [b for _, b in pairs]
+    only_a, only_b = pairs.count((1, 0)), pairs.count((0, 1))
+    expected = stats.chi2.sf((only_a - only_b) ** 2 / (only_a + only_b), 1) if only_a + only_b else 1.0
+    assert z_test(first, second) == pytest.approx(expected)
+    assert z_test(second, first) == z_test(first, second)

@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from robench.adversarial import image_file, read_adversarial
 from robench.cli.main import app
-from robench.comparison import compare
+from robench.comparison import compare, compare_means, z_test
 from robench.curves import radius_curve
 from robench.data import ArraySource
 from robench.door import FOR_RANDOMISED, NOT_RANDOMISED, UNSEEDED, build_attack
@@ -284,9 +284,14 @@ def test_shares_are_not_compared_as_verdicts(tmp_path: Path, protocol: Path) -> 
     with pytest.raises(RunError) as caught:
         compare(tmp_path / "a", tmp_path / "b")
     assert str(caught.value) == (
-        f"compare {tmp_path / 'a'} {tmp_path / 'b'}: `score.asks` is 20; expected a protocol under which an example is "
-        "broken or survives, which is what is paired here. The results state intervals over the examples."
+        f"compare {tmp_path / 'a'} {tmp_path / 'b'}: `protocol` is own@1, which counts more; expected examples that "
+        "are right or wrong. Use `compare_means`."
     )
+    found = compare_means(tmp_path / "a", tmp_path / "b")
+    first, second = ([each.attacked_right or 0 for each in half.read_outcomes()] for half in (found.a, found.b))
+    differences = [(after - before) / 20 for before, after in zip(first, second, strict=True)]
+    assert found.difference == pytest.approx(sum(differences) / 16, abs=1e-6)
+    assert found.p_value == pytest.approx(z_test(first, second))
 
 
 class _MiniNoisy(nn.Module):

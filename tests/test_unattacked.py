@@ -18,7 +18,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robench.classifier import Classifier
-from robench.comparison import compare, compare_cells, effective_robustness
+from robench.comparison import compare, compare_means, effective_robustness
+from robench.data import CATALOGUE
 from robench.data.categories import categories
 from robench.data.imagenet.listing import wnids
 from robench.data.imagenet.subsets import subset
@@ -430,6 +431,21 @@ def test_a_reference_model_sees_the_same_images(tmp_path: Path) -> None:
     assert (itself.ranking.value, itself.ranking.interval) == (0.0, (0.0, 0.0))
 
 
+def test_models_on_two_copies_are_compared_by_what_they_gain_over_the_reference(tmp_path: Path) -> None:
+    """The second copy is darker; the reference model's answers there say how much that costs."""
+    protocol, source = _with_reference("mini-deit"), CATALOGUE["mini-stylized"]()
+    read = [each for each in source.images(range(64)) if isinstance(each, Tensor)]
+    images, labels = torch.stack(read), np.asarray(source.labels[:64])
+    for name, model, light in (("a", "mini-resnet", 1.0), ("b", "mini-resnet-adv", 0.6)):
+        evaluate(model, protocol, data=(light * images, labels), run_dir=tmp_path / name)
+    found = compare_means(tmp_path / "a", tmp_path / "b")
+    assert found.a.data.pixels_sha256 != found.b.data.pixels_sha256
+    assert found.difference == pytest.approx(found.b.ranking.value - found.a.ranking.value, abs=1e-6)
+    assert found.difference != found.b.headline.value - found.a.headline.value
+    with pytest.raises(RunError, match="which counts more"):
+        compare(tmp_path / "a", tmp_path / "b")
+
+
 def test_other_weights_of_the_reference_are_refused(tmp_path: Path) -> None:
     protocol = _with_reference("mini-deit")
     assert protocol.shift is not None
@@ -458,7 +474,7 @@ def test_runs_in_cells_are_compared_by_their_shares(tmp_path: Path, corrupted: P
     for name, favourites in (("a", range(3)), ("b", range(6))):
         model = Colours(favourites).eval()
         evaluate(model, "imagenet-c", data=corrupted, run_dir=tmp_path / name, options=options)
-    found = compare_cells(tmp_path / "a", tmp_path / "b")
+    found = compare_means(tmp_path / "a", tmp_path / "b")
     counts = []
     for name in ("a", "b"):
         outcomes = read_result(tmp_path / name).read_outcomes()
@@ -467,7 +483,7 @@ def test_runs_in_cells_are_compared_by_their_shares(tmp_path: Path, corrupted: P
     assert found.difference == pytest.approx(np.mean(differences), abs=1e-6)
     half = 2.5706 * np.std(differences, ddof=1) / np.sqrt(6)  # Student's with 5 degrees of freedom
     assert found.interval == pytest.approx((found.difference - half, found.difference + half), abs=2e-3)
-    with pytest.raises(RunError, match="which sees each in 75 cells"):
+    with pytest.raises(RunError, match="which counts more"):
         compare(tmp_path / "a", tmp_path / "b")
 
 

@@ -10,12 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from robench.cli.screen import out, print_json
-from robench.comparison import CellComparison, Comparison, compare_cells, in_cells
+from robench.comparison import Comparison, MeanComparison, compare_means, compares_means
 from robench.comparison import compare as compare_runs
 from robench.figures import check_figure, draw_comparison, letter
-from robench.result import percent
 
-Pair = Comparison | CellComparison
+Pair = Comparison | MeanComparison
 
 
 def compare(
@@ -31,14 +30,14 @@ def compare(
     ] = None,
     json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")] = False,
 ) -> None:
-    """Compare runs example by example with the first: paired McNemar test, and non-inferiority within a margin."""
+    """Compare runs example by example with the first: paired McNemar or z test, and non-inferiority within a margin."""
     if len(runs) < 2:
         raise typer.BadParameter("Two or more runs are needed.", param_hint="RUN_A RUN_B...")
     if margin is not None and not math.isfinite(margin):
         raise typer.BadParameter(f"{margin} is no number of points.", param_hint="--margin")
     if figure is not None:
         check_figure(figure)
-    pair_up = compare_cells if in_cells(runs[0]) else compare_runs
+    pair_up = compare_means if compares_means(runs[0]) else compare_runs
     found = [pair_up(runs[0], run) for run in runs[1:]]
     if figure is not None:
         draw_comparison(figure, [found[0].a, *(pair.b for pair in found)])
@@ -52,13 +51,13 @@ def compare(
 
 
 def _content(run_a: Path, run_b: Path, found: Pair, margin: float | None) -> dict[str, Any]:
-    counts: dict[str, Any] = {}
+    counts: dict[str, Any] = {"p_value": found.p_value}
     if isinstance(found, Comparison):
-        counts = {name: getattr(found, name) for name in ("both", "only_a", "only_b", "neither", "p_value")}
+        counts |= {name: getattr(found, name) for name in ("both", "only_a", "only_b", "neither")}
     return {
         "a": str(run_a),
         "b": str(run_b),
-        "metric": found.a.headline.name,
+        "metric": found.a.ranking.name,
         **counts,
         "difference": found.difference,
         "interval": list(found.interval),
@@ -68,11 +67,9 @@ def _content(run_a: Path, run_b: Path, found: Pair, margin: float | None) -> dic
 
 
 def _report(found: Sequence[Pair], margin: float | None) -> None:
-    table = Table("", "model", found[0].a.headline.name, "95 % interval")
+    table = Table("", "model", found[0].a.ranking.name, "95 % interval")
     for index, result in enumerate([found[0].a, *(pair.b for pair in found)]):
-        metric = result.headline
-        interval = f"[{100 * metric.interval[0]:.1f}, {100 * metric.interval[1]:.1f}]"
-        table.add_row(letter(index), Text(result.model.name), percent(metric), Text(interval))
+        table.add_row(letter(index), Text(result.model.name), result.ranking.text, Text(result.ranking.bounds))
     out.print(table)
     for index, pair in enumerate(found, start=1):
         other, (low, high) = letter(index), pair.interval
@@ -80,7 +77,7 @@ def _report(found: Sequence[Pair], margin: float | None) -> None:
         if isinstance(pair, Comparison):
             what = "right" if pair.a.shifted else "robust"
             out.print(f"only A {what}: {pair.only_a}, only {other} {what}: {pair.only_b}, of {pair.total}")
-            points += f", McNemar p = {pair.p_value:.2g}"
+        points += f", {'McNemar' if isinstance(pair, Comparison) else 'z test'} p = {pair.p_value:.2g}"
         out.print(f"{other} minus A: {points}", markup=False)
         if margin is not None:
             verdict = "is" if pair.non_inferior(margin) else "is not"

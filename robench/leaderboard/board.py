@@ -7,18 +7,16 @@ import hashlib
 import importlib.resources
 import tomllib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 from robench import refutation, verification
+from robench.comparison import counted
 from robench.errors import SubmissionError
 from robench.leaderboard.ranks import more_answers, more_examples, rank_intervals
-from robench.outcome import Outcome
 from robench.protocol import Protocol
 from robench.result import CLEAN, Derived, Metric, Result, holds
-from robench.shift import over_reference, right_cells
 from robench.submission import FOLDER, Submission
 from robench.validation import Claim, Finding, Rules, errors, examine
 from robench.validation.duplicates import check_duplicates, identities
@@ -194,22 +192,11 @@ def _row(claim: Claim, repository: Path) -> Row:
     broken = len(verification.broken_since(claim.result_sha256, verdicts, digests))
     tier = verification.tier_of(claim.submission, claim.result_sha256, verdicts)
     row = Row(place.model, place.file(), claim.submission, claim.result, tier, broken=broken)
-    count = _counted(claim.protocol)
+    count = counted(claim.protocol)
     if count is not None:
         return replace(row, counts=tuple(map(count, claim.outcomes)))
     bits = "".join("1" if holds(claim.protocol, outcome) else "0" for outcome in reversed(claim.outcomes))
     return replace(row, held=int(bits, 2))
-
-
-def _counted(protocol: Protocol) -> Callable[[Outcome], int] | None:
-    """What is counted about each example; None where examples are."""
-    if protocol.score.asks is not None:
-        return lambda outcome: outcome.attacked_right or 0
-    if protocol.shift is not None and protocol.shift.kind == "corruptions":
-        return partial(right_cells, protocol)
-    if protocol.shift is not None and protocol.shift.reference is not None:
-        return partial(over_reference, protocol)
-    return None
 
 
 def ranked(rows: Sequence[Row]) -> list[Row]:

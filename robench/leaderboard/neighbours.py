@@ -9,12 +9,11 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from robench.comparison import mcnemar
+from robench.comparison import mcnemar, z_test
 from robench.errors import SubmissionError, complaint
 from robench.leaderboard import wording
 from robench.leaderboard.board import Row, ranked, rows_of
 from robench.leaderboard.markdown import escaped, grid
-from robench.leaderboard.ranks import answers_p_value
 from robench.submission import shown
 from robench.validation import Place, Rules
 from robench.validation.codes import CODES
@@ -73,7 +72,7 @@ def rows_beside(claims: Sequence[Place], rules: Rules) -> list[Beside]:
 
 def _p_value(first: Row, second: Row) -> float | None:
     if first.counts is not None and second.counts is not None:
-        return answers_p_value(first.counts, second.counts)
+        return z_test(first.counts, second.counts)
     if first.held is None or second.held is None:
         return None
     return mcnemar((first.held & ~second.held).bit_count(), (second.held & ~first.held).bit_count())

@@ -3,10 +3,11 @@
 Not here: the p-value of one pair (`comparison`).
 """
 
-import math
 from collections.abc import Callable, Sequence
 from functools import cache
 from typing import TypeVar
+
+from robench.comparison import z_test
 
 LEVEL = 0.05
 """Of each comparison, two-sided; not corrected for how many there are."""
@@ -60,11 +61,4 @@ def more_answers(first: Sequence[int], second: Sequence[int]) -> bool:
 
     Where answers are 0 or 1 this is McNemar's test in its normal approximation.
     """
-    return sum(first) > sum(second) and answers_p_value(first, second) < LEVEL
-
-
-def answers_p_value(first: Sequence[int], second: Sequence[int]) -> float:
-    """Two-sided p-value of the test in `more_answers`; 1 where the two do not differ."""
-    differences = [a - b for a, b in zip(first, second, strict=True)]
-    spread = math.sqrt(sum(each * each for each in differences))
-    return math.erfc(abs(sum(differences)) / spread / math.sqrt(2)) if spread else 1.0
+    return sum(first) > sum(second) and z_test(first, second) < LEVEL

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from robench.leaderboard.board import Row, Table, share
 from robench.leaderboard.ranks import LEVEL
-from robench.result import CLEAN, Derived, Metric, percent
+from robench.result import CLEAN, Derived, Metric
 
 HEADLINE = "headline"
 """What the headline is called in addresses and in the downloaded table, whatever it is."""
@@ -81,20 +81,7 @@ def _score(key: str, title: str, number: Metric | Derived | None) -> Score:
     if number is None:
         return Score(key, title, "", "", None)
     unit = 100 if isinstance(number, Derived) and number.is_difference else 1
-    return Score(key, title, text_of(number), interval(number), round(unit * share(number), 6))
-
-
-def text_of(number: Metric | Derived) -> str:
-    """Such as `43.8 %`, or `+3.2 points` for a difference."""
-    return number.text if isinstance(number, Derived) else percent(number)
-
-
-def interval(number: Metric | Derived) -> str:
-    """Such as `[39.5, 48.1]`; "" where it has none."""
-    if isinstance(number, Derived):
-        return number.bounds
-    low, high = number.interval
-    return f"[{100 * low:.1f}, {100 * high:.1f}]"
+    return Score(key, title, number.text, number.bounds, round(unit * share(number), 6))
 
 
 def notes(table: Table) -> dict[str, str]:
@@ -105,7 +92,7 @@ def notes(table: Table) -> dict[str, str]:
 
 def ranking(row: Row) -> str:
     """The number that ranks, such as `43.8 %`."""
-    return text_of(row.result.ranking)
+    return row.result.ranking.text
 
 
 def ranking_key(table: Table) -> str:
@@ -115,12 +102,12 @@ def ranking_key(table: Table) -> str:
 
 def ranked(row: Row) -> str:
     """The number that ranks and its interval, such as `43.8 % [39.5, 48.1]`, and what is known beyond it."""
-    return f"{ranking(row)} {interval(row.result.ranking)}{best_known(row)}"
+    return f"{ranking(row)} {row.result.ranking.bounds}{best_known(row)}"
 
 
 def headline(row: Row) -> str:
     """Such as `43.8 % [39.5, 48.1]`, and what is known beyond it."""
-    return f"{percent(row.headline)} {interval(row.headline)}{best_known(row)}"
+    return f"{row.headline.text} {row.headline.bounds}{best_known(row)}"
 
 
 def best_known(row: Row) -> str:

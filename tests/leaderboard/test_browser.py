@@ -13,10 +13,9 @@ from typing import Any
 
 import pytest
 
-from robench.comparison import mcnemar, paired_difference_interval
+from robench.comparison import mcnemar, paired_difference_interval, z_test
 from robench.leaderboard.board import Board, Row, build
 from robench.leaderboard.page import render
-from robench.leaderboard.ranks import answers_p_value
 from tests.claims import TOY, claim, model_record, toy_outcomes, toy_rules
 from tests.shifted_claims import CELLS, COUNT, Kind, shifted_claim, shifted_rules
 
@@ -191,7 +190,7 @@ def test_rows_without_an_attack_are_sorted_compared_and_downloaded(kind: Kind, b
         if kind != "textures":
             assert a.counts is not None
             assert b.counts is not None
-            p_value, asks = answers_p_value(a.counts, b.counts), CELLS if kind == "cells" else 1
+            p_value, asks = z_test(a.counts, b.counts), CELLS if kind == "cells" else 1
             written = f"{p_value:.4f}" if p_value >= 1e-4 else f"{p_value:.1e}".replace("e-0", "e-")
             assert f"z test p = {written}: " in text
             differences = [(y - x) / asks for x, y in zip(a.counts, b.counts, strict=True)]
