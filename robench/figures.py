@@ -78,7 +78,7 @@ def check_figure(path: str | Path, *, protocols: Sequence[Protocol] = ()) -> Non
     if len(protocols) > 1:
         advice = "Draw one figure for each, or compare runs: `robench compare A B --figure FILE`."
         raise FigureError(complaint(str(path), "figure", f"of {len(protocols)} protocols", "one protocol", advice))
-    for protocol in protocols:
+    for protocol in protocols:  # what is not drawn of one run is not drawn of several either
         if protocol.attack is None and not (protocol.shift is not None and protocol.shift.cells):
             found = f"of {protocol.exact_name}, which has no attack and no cells"
             raise FigureError(complaint(str(path), "figure", found, "an attack or cells to show"))

@@ -20,7 +20,7 @@ from robench.audits import SWEEP_EXAMPLES, calls_autograd, radius_sweep
 from robench.averaging import AveragingClassifier, seeded
 from robench.budgets import BALLS, Budget
 from robench.classifier import Classifier, check_device
-from robench.data import Source, is_on_hub, open_source
+from robench.data import MADE_IN_CELLS, Source, is_on_hub, open_source
 from robench.data.source import ids_digest
 from robench.door import (
     UNSEEDED,
@@ -164,6 +164,8 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         registered = with_textures(registered, options.textures)
     protocol = registered.protocol
     stages, budget = build_attack(protocol, textures=options.textures)
+    if protocol.attack is None:
+        _check_nothing_attacks(protocol, options)
     if options.engine == "reference":
         _check_asked_once(protocol, "engine", "`reference`", RunError)
         check_reference([stage.attack for stage in stages])
@@ -271,6 +273,16 @@ def _check_asked_once(protocol: Protocol, argument: str, found: str, error: type
         raise error(complaint("evaluate", argument, found, expected))
 
 
+def _check_nothing_attacks(protocol: Protocol, options: Options) -> None:
+    """Refuse what has no meaning where nothing attacks."""
+    if options.engine != "native":
+        found, expected = f"`{options.engine}`", f"nothing of it under {protocol.exact_name}, which has no attack"
+        raise RunError(complaint("evaluate", "engine", found, expected))
+    if options.save_adversarial is not None:
+        expected = f"nothing of it under {protocol.exact_name}, which has no attack"
+        raise RunError(complaint("evaluate", "save_adversarial", "asked for", expected))
+
+
 def check_numbers(request: Request) -> None:
     """Check the arguments that are numbers or names, before anything is loaded.
 
@@ -337,7 +349,10 @@ def _check_shift(protocol: Protocol, options: Options) -> int:
     least = Reading.of(shift, f"{protocol.id}.toml").least_logits if shift is not None else 0
     if options.clean is not None and (shift is None or shift.kind != "corruptions"):
         found = f"given under {protocol.exact_name}, which has no cells"
-        raise DataError(complaint("evaluate", "clean", found, "none", "Evaluate `imagenet-val`, too."))
+        raise DataError(complaint("evaluate", "clean", found, "none", "Evaluate clean images apart."))
+    if options.clean is not None and protocol.data.source in MADE_IN_CELLS:
+        found = f"given under {protocol.exact_name}, which sees clean images of its own"
+        raise DataError(complaint("evaluate", "clean", found, "none"))
     if options.reference_weights is not None and (shift is None or shift.reference is None):
         found = f"given under {protocol.exact_name}, which has no reference model"
         raise RunError(complaint("evaluate", "reference_weights", found, "none"))

@@ -485,7 +485,8 @@ def read_result(folder: Path) -> Result:
     try:
         result = Result.model_validate_json(path.read_bytes())
     except OSError as error:
-        advice = f"Finish the run first: `robench resume {quote(str(folder))}`."
+        begun = (folder / "plan.json").is_file()
+        advice = f"Finish the run first: `robench resume {quote(str(folder))}`." if begun else "It holds no run."
         found = missing_or_unreadable(error)
         raise RunError(complaint(str(folder), "result.json", found, "a finished run", advice)) from error
     except ValidationError as error:

@@ -211,7 +211,7 @@ class Run:
         except ValidationError as error:
             first = error.errors()[0]
             key = ".".join(map(str, first["loc"])) or "plan"
-            advice = "Start over with `--fresh`."
+            advice = "Start over: `robench evaluate` with `--fresh`."
             raise RunError(complaint(str(path), key, repr(first["input"])[:80], first["msg"], advice)) from error
 
     @contextmanager

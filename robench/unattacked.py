@@ -260,5 +260,5 @@ def check_textures(source: Source, protocol: Protocol) -> None:
       DataError: it does not.
     """
     if protocol.shift is not None and protocol.shift.kind == "textures" and not hasattr(source, "textures"):
-        expected = f"the images of `{protocol.data.source}`, which have shapes and textures"
+        expected = "a source that says which texture an image has, such as `mini-stylized`"
         raise DataError(complaint("robench", "data", source.name, expected))

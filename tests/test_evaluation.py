@@ -248,7 +248,7 @@ def test_fresh_starts_over_where_the_plan_is_damaged(tmp_path: Path, protocol: P
     before = evaluate(net, protocol, data=_data(net), run_dir=folder)
     path = folder / "plan.json"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(RunError, match=r"plan\.json: `plan` is .+ Start over with `--fresh`\.$"):
+    with pytest.raises(RunError, match=r"plan\.json: `plan` is .+ Start over: `robench evaluate` with `--fresh`\.$"):
         evaluate(net, protocol, data=_data(net), run_dir=folder)
     after = evaluate(net, protocol, data=_data(net), run_dir=folder, options=Options(fresh=True))
     assert after.to_bytes() == before.to_bytes()

@@ -262,6 +262,10 @@ def _edit(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
 def test_a_missing_result_says_how_to_finish(tmp_path: Path) -> None:
     with pytest.raises(RunError) as caught:
         read_result(tmp_path)
+    assert str(caught.value).endswith("expected a finished run. It holds no run.")
+    (tmp_path / "plan.json").touch()
+    with pytest.raises(RunError) as caught:
+        read_result(tmp_path)
     expected = f"a finished run. Finish the run first: `robench resume {tmp_path}`."
     assert str(caught.value) == f"{tmp_path}: `result.json` is missing; expected {expected}"
 

@@ -153,14 +153,14 @@ def test_a_malformed_plan_is_refused(tmp_path: Path, edit: Callable[[dict[str, A
     content = json.loads(path.read_bytes())
     edit(content)
     path.write_text(json.dumps(content), encoding="utf-8")
-    with pytest.raises(RunError, match=rf"plan\.json: `{key}` is .+; expected .+\. Start over with `--fresh`\.$"):
+    with pytest.raises(RunError, match=rf"plan\.json: `{key}` is .+; expected .+\. Start over: .*`--fresh`\.$"):
         Run.open(tmp_path)
 
 
 def test_a_torn_plan_is_refused(tmp_path: Path) -> None:
     path = Run.create(tmp_path, plan()).folder / "plan.json"
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(RunError, match=r"plan\.json: `plan` is .+; expected .+\. Start over with `--fresh`\.$"):
+    with pytest.raises(RunError, match=r"plan\.json: `plan` is .+; expected .+\. Start over: .*`--fresh`\.$"):
         Run.open(tmp_path)
 
 

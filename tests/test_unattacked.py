@@ -391,10 +391,29 @@ def test_cue_conflict_counts_what_a_loop_counts(tmp_path: Path) -> None:
 
 
 def test_textures_must_be_known(tmp_path: Path) -> None:
-    with pytest.raises(
-        DataError, match=r"^robench: `data` is arrays; expected the images of `cue-conflict`, which have"
-    ):
+    with pytest.raises(DataError, match=r"^robench: `data` is arrays; expected a source that says which texture an"):
         evaluate(colours(), "cue-conflict", data=(torch.rand(4, 3, 8, 8), [0, 1, 2, 3]), run_dir=tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            Options(engine="reference"),
+            "`engine` is `reference`; expected nothing of it under mini-a@1, which has no attack",
+        ),
+        (Options(save_adversarial="images"), "`save_adversarial` is asked for; expected nothing of it under mini-a@1"),
+    ],
+)
+def test_what_only_attacks_have_is_refused(options: Options, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RunError, match=message):
+        evaluate("mini-resnet", "mini-a", limit=4, run_dir=tmp_path / "run", options=options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_clean_images_of_a_set_that_has_its_own_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="`clean` is given under mini-c@1, which sees clean images of its own"):
+        evaluate("mini-resnet", "mini-c", limit=4, run_dir=tmp_path / "run", options=Options(clean=tmp_path))
 
 
 def test_shapes_of_the_mini_suite_wear_other_textures(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from robench.cli.screen import out, print_json
 from robench.comparison import Comparison, MeanComparison, compare_means, compares_means
 from robench.comparison import compare as compare_runs
 from robench.figures import check_figure, draw_comparison, letter
+from robench.protocol import Protocol
+from robench.runs import Run
 
 Pair = Comparison | MeanComparison
 
@@ -36,7 +38,7 @@ def compare(
     if margin is not None and not math.isfinite(margin):
         raise typer.BadParameter(f"{margin} is no number of points.", param_hint="--margin")
     if figure is not None:
-        check_figure(figure)
+        check_figure(figure, protocols=_protocol_of(runs[0]))
     pair_up = compare_means if compares_means(runs[0]) else compare_runs
     found = [pair_up(runs[0], run) for run in runs[1:]]
     if figure is not None:
@@ -48,6 +50,11 @@ def compare(
         _report(found, margin)
     if margin is not None and not all(pair.non_inferior(margin) for pair in found):
         raise typer.Exit(1)
+
+
+def _protocol_of(run: Path) -> list[Protocol]:
+    """The protocol of a run; none where there is no run, which is said when it is read."""
+    return [Run.open(run).plan.parsed_protocol()] if (run / "plan.json").is_file() else []
 
 
 def _content(run_a: Path, run_b: Path, found: Pair, margin: float | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
     """Check versions, device, data, token and disk; exit code 1 if something is broken."""
     import torch
 
-    from robench.data import CATALOGUE, CELLS, READERS
+    from robench.data import CATALOGUE, CELLS, MADE_IN_CELLS, READERS
     from robench.data.textures import PUBLISHED
     from robench.hub import own_token
 
@@ -32,6 +32,7 @@ def doctor(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdo
             report[f"data {name}"] = f"bundled, {len(opener().ids)} examples, digest as pinned"
         except (RobenchError, OSError) as error:
             report[f"data {name}"], broken = f"BROKEN: {error}", True
+    report |= {f"data {name}": "made from bundled images when it is asked for" for name in MADE_IN_CELLS}
     elsewhere = [("data", name, _located) for name in (*READERS, *CELLS)]
     elsewhere += [("textures", name, _textures) for name in PUBLISHED]
     for what, name, look in elsewhere:

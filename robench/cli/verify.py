@@ -12,8 +12,9 @@ import typer
 from robench.cli.evaluate import Screen
 from robench.cli.screen import err, interruptible, out
 from robench.errors import SubmissionError, complaint
+from robench.refutation import FOLDER as REFUTATIONS
 from robench.validation import Claim, Rules, errors, examine, places
-from robench.verification import FOLDER, Verdict, broken_since, tier_of
+from robench.verification import FOLDER, Verdict, broken_since, cell_names, tier_of
 
 
 def verify(
@@ -43,8 +44,12 @@ def verify(
 
     claim = read_claim(path)
     place, screen = claim.place, Screen()
-    draw = Draw(merge_commit or _merged(path), public_value, whole=whole, nothing=only_refutations)
+    merged = merge_commit or _merged(path)
+    _check_merged(path, merged, claim.result_sha256)
+    draw = Draw(merged, public_value, whole=whole, nothing=only_refutations)
     folder = run_dir or Path("runs") / "verify" / place.model / place.protocol
+    if only_refutations and not any((place.root.parent / REFUTATIONS / place.model / place.protocol).glob("*.json")):
+        raise SubmissionError(complaint(str(path), "refutations", "none", "some to ask the model about"))
     with interruptible("what is finished is kept: the same command goes on."), ExitStack() as after:
         after.callback(screen.stop)
         verdict = challenge(
@@ -103,6 +108,20 @@ def _merged(path: Path) -> str:
     return commits[0]
 
 
+def _check_merged(path: Path, commit: str, result_sha256: str) -> None:
+    """Check that a commit of the branch that is checked out has this claim.
+
+    Raises:
+      SubmissionError: it does not, or git does not know it.
+    """
+    known = subprocess.run(["git", "merge-base", "--is-ancestor", commit, "HEAD"], cwd=path, capture_output=True)
+    there = subprocess.run(["git", "show", f"{commit}:./result.json"], cwd=path, capture_output=True)
+    if known.returncode or there.returncode or hashlib.sha256(there.stdout).hexdigest() != result_sha256:
+        expected = "a commit of the branch that is checked out, in which this claim lies"
+        advice = "The draw follows from it, so that nobody could know it beforehand."
+        raise SubmissionError(complaint(str(path), "merge commit", commit, expected, advice))
+
+
 def write_beside(claim: Claim, folder: str, by: str, content: bytes) -> Path:
     """Write a file about a claim, named by its author and its digest, so that none takes the place of another."""
     place, stem = claim.place, re.sub(r"[^a-z0-9]+", "-", by.lower()).strip("-")[:60] or "anonymous"
@@ -122,7 +141,8 @@ def _show(claim: Claim, verdict: Verdict) -> None:
             markup=False,
         )
     if verdict.asked:
-        out.print(f"{place.model} under {place.protocol}: {verdict.fell} of {verdict.asked} fell", markup=False)
+        what = " cells" if cell_names(claim.protocol) else ""
+        out.print(f"{place.model} under {place.protocol}: {verdict.fell} of {verdict.asked}{what} fell", markup=False)
     for each in verdict.confirmed:
         out.print(f"refutation {each.sha256[:12]}: {len(each.ids)} examples broken", markup=False)
     digests = [each.sha256 for each in verdict.confirmed]

@@ -64,6 +64,7 @@ _TABLE = {
     "RB305": Code("folder and result name different protocols", _AGAIN),
     "RB306": Code("not a complete result on official data", "Evaluate without `--limit`, on the protocol's own data."),
     "RB307": Code("not the reference model of the protocol", _EVALUATE),
+    "RB308": Code("an engine that the protocol does not have", _EVALUATE),
     "RB401": Code("the digest of the outcomes is another", _AGAIN),
     "RB402": Code("too few or too many outcomes", _EVALUATE),
     "RB403": Code("not the protocol's examples in its order", _EVALUATE),

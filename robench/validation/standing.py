@@ -43,15 +43,22 @@ def check_protocol(place: Place, result: Result, rules: Rules) -> Iterator[Findi
         yield Finding("RB302", where, "/protocol/digest", stated.digest, f"{locked}, as the lock says")
     if not protocol.ranked:
         yield Finding("RB304", where, "/protocol/id", f"{place.protocol}, not ranked", "a protocol that is ranked")
-    reference = protocol.shift.reference_sha256 if protocol.shift is not None else None
-    measured = result.reference.weights_sha256 if result.reference is not None else None
-    if measured != reference:
-        yield Finding("RB307", where, "/reference/weights_sha256", shown(measured), f"{reference}")
+    yield from _measured_with(where, result, protocol)
     if result.status != "complete":
         yield Finding("RB306", where, "/status", result.status, "complete")
     for pointer, official in (("/protocol/official", stated.official), ("/data/official", result.data.official)):
         if not official:
             yield Finding("RB306", where, pointer, "false", "true")
+
+
+def _measured_with(where: str, result: Result, protocol: Protocol) -> Iterator[Finding]:
+    """The engine and the reference model are the protocol's."""
+    if protocol.attack is None and result.engine != "native":
+        yield Finding("RB308", where, "/engine", shown(result.engine), "native: nothing attacks here")
+    reference = protocol.shift.reference_sha256 if protocol.shift is not None else None
+    measured = result.reference.weights_sha256 if result.reference is not None else None
+    if measured != reference:
+        yield Finding("RB307", where, "/reference/weights_sha256", shown(measured), f"{reference}")
 
 
 def check_plausibility(

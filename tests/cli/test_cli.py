@@ -2,6 +2,7 @@ import importlib.metadata
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -257,7 +258,7 @@ def test_main_turns_what_the_system_refuses_into_one_message(
             ["compare", "a", "b", "--figure", "no/a.png"],
             r"^no/a\.png: `folder` is missing; expected a folder\. Make it: `mkdir -p no`\.",
         ),
-        (["compare", "a", "b"], r"^a: `result\.json` is missing; expected a finished run\. Finish the run first: "),
+        (["compare", "a", "b"], r"^a: `result\.json` is missing; expected a finished run\. It holds no run\.$"),
         (["train", "mini-resnt"], r"^robench train: `recipe` is `mini-resnt`; .* Did you mean `mini-resnet`"),
         (
             ["train", "deit-s"],
@@ -492,6 +493,8 @@ def test_compare_takes_many_runs_each_against_the_first() -> None:
 
 def test_what_is_printed_to_be_typed_is_quoted() -> None:
     assert "run: a run\nnext: robench compare 'a run' OTHER_RUN\n" in _invoke(*RUN, "a run")[1]
+    Path("my run").mkdir()
+    shutil.copy("a run/plan.json", "my run")
     assert _refused("compare", "a run", "my run").endswith("Finish the run first: `robench resume 'my run'`.")
 
 

@@ -107,6 +107,25 @@ def test_a_claim_that_is_not_merged_is_not_verified(honest: Result, repository: 
         _invoke(*VERIFY)
 
 
+@pytest.mark.parametrize("named", ["0" * 40, "HEAD~1", "--all"])
+def test_a_commit_that_does_not_have_the_claim_is_no_merge(named: str, honest: Result, repository: Path) -> None:
+    """Unknown, from before the merge, or no commit at all; the draw would follow from what an author chooses."""
+    merge = _merged(repository, _claim(repository, honest, honest.read_outcomes()))
+    commits = git(repository, "rev-list", "--first-parent", "HEAD").split()
+    chosen = commits[commits.index(merge) + 1] if named == "HEAD~1" else named
+    with pytest.raises(
+        RobenchError, match=r"`merge commit` is .*; expected a commit of the branch that is checked out"
+    ):
+        _invoke(*VERIFY, f"--merge-commit={chosen}")
+
+
+def test_without_refutations_there_is_nothing_to_look_at(honest: Result, repository: Path) -> None:
+    _merged(repository, _claim(repository, honest, honest.read_outcomes()))
+    with pytest.raises(RobenchError, match=r"`refutations` is none; expected some to ask the model about"):
+        _invoke(*VERIFY, "--only-refutations")
+    assert not (repository / "verifications").exists()
+
+
 def test_verify_and_refute_take_one_valid_claim(honest: Result, repository: Path) -> None:
     place = _claim(repository, honest, honest.read_outcomes())
     other = place.root / "other" / NAME

@@ -364,6 +364,11 @@ def test_a_reference_model_where_the_protocol_has_none(tmp_path: Path) -> None:
     assert list(codes(place, shifted_rules("plain"))) == ["RB307"]
 
 
+def test_an_engine_where_nothing_attacks(tmp_path: Path) -> None:
+    place = shifted_claim(tmp_path, "plain", engine="reference")
+    assert list(codes(place, shifted_rules("plain"))) == ["RB308"]
+
+
 def test_a_derived_number_left_out(tmp_path: Path) -> None:
     place = shifted_claim(tmp_path, "cells")
     edit_json(place.folder / RESULT, lambda content: content.pop("derived"))
