@@ -3,6 +3,7 @@
 Not here: the evaluation (`evaluation`), and what it did cost (`cost.json` of a run).
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from robench.registry import resolve
 
 CLEAN_EXAMPLES = 64
 """Examples on which clean accuracy is looked at."""
+READ_EXAMPLES = 16
+"""Examples whose views are read to see how long that takes."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +112,7 @@ def _of(scene: Prepared) -> Estimate:
     attacked = round(clean * count) if asks is None else count
     views = len(scene.source.view_names) if isinstance(scene.source, Views) else 1
     looks = count * views if asks is None else count * draws
-    stages = [StageEstimate("clean", 0, looks, looks / label_rate)]
+    stages = [StageEstimate("clean", 0, looks, looks / label_rate + _reading_seconds(scene))]
     for stage in scene.stages:
         with_gradient, without = (attacked * draws * passes for passes in stage.attack.most_passes)
         seconds = without / (single_rate or label_rate) + (with_gradient / gradient_rate if gradient_rate else 0)
@@ -128,6 +131,17 @@ def _of(scene: Prepared) -> Estimate:
         stages=tuple(stages),
         single_rate=single_rate,
     )
+
+
+def _reading_seconds(scene: Prepared) -> float:
+    """How long it takes to read, or make, the views of all examples; nothing where each is seen once."""
+    if not isinstance(scene.source, Views):
+        return 0.0
+    few = min(READ_EXAMPLES, scene.plan.data.count)
+    began = time.perf_counter()
+    for _ in scene.source.views(range(few)):
+        pass
+    return (time.perf_counter() - began) / few * scene.plan.data.count
 
 
 def _clean_share(scene: Prepared) -> float:

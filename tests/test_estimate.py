@@ -1,14 +1,18 @@
 import json
+import time
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 from typer.testing import CliRunner
 
 import robench
 from robench.cli.main import app
 from robench.cli.screen import duration
 from robench.data.mini import attack_set
+from robench.data.mini.cells import MiniCells
 from robench.errors import ProtocolError
 from robench.estimate import estimate
 from robench.registry import shipped
@@ -69,3 +73,18 @@ def test_mistakes_are_those_of_evaluate() -> None:
 )
 def test_durations_read_well(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_is_made_on_the_fly_takes_its_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A millisecond a view; 16 of 32 examples are looked at."""
+    views = MiniCells.views
+
+    def slowly(self: MiniCells, positions: Iterable[int]) -> Iterator[Tensor]:
+        for view in views(self, positions):
+            time.sleep(0.001)
+            yield view
+
+    monkeypatch.setattr(MiniCells, "views", slowly)
+    found = estimate("mini-resnet", "mini-c", limit=32)
+    assert [stage.labels for stage in found.stages] == [32 * 76]
+    assert found.seconds > 32 * 76 * 0.001

@@ -30,4 +30,5 @@ def show_estimates(estimates: list[Estimate], json: bool) -> None:
         if each.single_rate is not None:
             rates.append(f"{each.single_rate:.0f} one at a time, as this attack looks")
         note = f"{', '.join(rates)}, {each.slots} at a time; clean {100 * each.clean:.0f} % of the first images."
-        out.print(f"{note} Images that fall end early, so it mostly takes less.", markup=False)
+        attacked = len(each.stages) > 1
+        out.print(note + " Images that fall end early, so it mostly takes less." * attacked, markup=False)
