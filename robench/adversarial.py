@@ -19,10 +19,8 @@ from torch import Tensor
 from robench.attacks.drive import Finished
 from robench.errors import RunError, complaint
 from robench.outcome import Outcome
-from robench.runs import write_whole, writing
+from robench.runs import MARKER, write_whole, writing
 
-MARKER = "robench-run.json"
-"""Says which run the images of a folder belong to."""
 SCHEMA = "robench.adversarial/1"
 _LONGEST = 255
 """Bytes that a file name may have on the usual file systems."""

@@ -47,6 +47,10 @@ except ImportError:  # Windows has no flock; there, two processes on one run are
     fcntl = None  # type: ignore[assignment]
 
 SHARD_SCHEMA = "robench.shard/1"
+MARKER = "robench-run.json"
+"""Says which run the adversarial images of a folder belong to; that folder may lie in the run's."""
+_BEGINNING = {"shards", "lock", "claims", "workers", "events.jsonl", "plan.json", "lost+found"}
+"""What may lie in the folder of a run whose plan is just being written."""
 
 
 class _Record(BaseModel):
@@ -180,9 +184,10 @@ class Run:
         """Write the plan into a new folder, or find the same run already there.
 
         Raises:
-          RunError: the folder holds another run, or cannot be written.
+          RunError: the folder holds another run or something else, or cannot be written.
         """
         if not (folder / "plan.json").exists():
+            _check_nothing_else(folder)
             content = plan.model_dump_json(by_alias=True, indent=2).encode() + b"\n"
             with writing(folder):
                 (folder / "shards").mkdir(parents=True, exist_ok=True)
@@ -455,6 +460,22 @@ def _ends_line(path: Path) -> bool:
 def in_use(folder: Path) -> str:
     """What is said to who wants a run for himself while others work on it."""
     return complaint(str(folder), "run", "in use", "no other process on this run", "Wait for it, or stop it.")
+
+
+def _check_nothing_else(folder: Path) -> None:
+    """Check that a folder without a plan is empty but for what a run that is just beginning puts there.
+
+    Raises:
+      RunError: it holds other files, among which a run would be lost.
+    """
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError:
+        return  # it is new, or cannot be read; whoever writes finds out
+    strange = [name for name in names if name not in _BEGINNING and not (folder / name / MARKER).exists()]
+    if strange:
+        found = f"a folder with other files, such as {strange[0]!r}"
+        raise RunError(complaint(str(folder), "run_dir", found, "a new folder, an empty one, or that of a run"))
 
 
 def write_whole(path: Path, content: bytes, *, first: bool = False) -> None:

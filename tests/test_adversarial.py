@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import nn
 
-from robench.adversarial import MARKER, AdversarialImages, image_file, read_adversarial
+from robench.adversarial import AdversarialImages, image_file, read_adversarial
 from robench.attacks.drive import Finished
 from robench.data import ArraySource
 from robench.errors import RunError
 from robench.evaluation import Options, evaluate, resume
 from robench.outcome import Outcome
-from robench.runs import Run, Shard
+from robench.runs import MARKER, Run, Shard
 from tests.fakes import random_images, short_pgd, small_net
 from tests.test_evaluation import PROTOCOL
 from tests.test_nothing_lost import _tmpfs

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from robench.errors import RunError
 from robench.outcome import Outcome, read_outcomes
 from robench.result import ModelRecord, Result, read_result
-from robench.runs import Plan, PlannedData, Run, Shard, run_key
+from robench.runs import MARKER, Plan, PlannedData, Run, Shard, run_key
 from tests.test_protocol import protocol
 
 KEY = "1f" * 32
@@ -584,3 +584,20 @@ def test_ctrl_c_is_heard_after_the_write(tmp_path: Path, monkeypatch: pytest.Mon
             run.write_shard(shard(run, 0))
     assert run.read_shard(0).index == 0
     assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_a_folder_with_other_files_is_no_place_for_a_run(tmp_path: Path) -> None:
+    (tmp_path / "thesis.tex").write_text("all of it")
+    with pytest.raises(
+        RunError, match=r"`run_dir` is a folder with other files, such as 'thesis\.tex'; expected a new"
+    ):
+        Run.create(tmp_path, plan())
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+def test_what_a_run_itself_puts_there_first_is_nothing_else(tmp_path: Path) -> None:
+    """Hidden files, shards of a process that is just as early, and adversarial images."""
+    for name in ("shards", "images", ".cache"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "images" / MARKER).write_text("{}")
+    assert Run.create(tmp_path, plan()).folder == tmp_path

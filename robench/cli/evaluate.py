@@ -298,7 +298,7 @@ def show_result(result: Result) -> None:
     counted = "examples" if result.asks is None and not cells else "right answers"
     if cells:
         out.print(grid(result, title))
-        title = "over cells"
+        title = "over images and cells"
     out.print(_table(title, "metric", shown, counted))
     if result.derived:
         out.print(derived_table(result.derived))
