@@ -9,6 +9,7 @@ import tomllib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 from robench import refutation, verification
@@ -64,12 +65,14 @@ class Row:
         """Points that the headline lies above clean accuracy; None where clean images were not seen."""
         return None if self.clean is None else 100 * (share(self.headline) - share(self.clean))
 
-    @property
+    @cached_property
     def others(self) -> dict[str, Metric | Derived]:
         """What else a protocol without an attack says, by name: top-1 over all classes, shape bias, mCE."""
+        if not self.result.shifted:
+            return {}
         others = [metric for metric in self.result.metrics[:-1] if metric.group == "bias" or not metric.group]
         found: list[Metric | Derived] = [metric for metric in others if metric.name != CLEAN]
-        return {each.name: each for each in [*found, *self.result.derived]} if self.result.shifted else {}
+        return {each.name: each for each in [*found, *self.result.derived]}
 
     @property
     def engine(self) -> str:
@@ -102,12 +105,12 @@ class Table:
         """Name of the number that ranks."""
         return self.rows[0].result.ranking.name if self.rows else ""
 
-    @property
+    @cached_property
     def has_clean(self) -> bool:
         """Whether any row saw clean images."""
         return any(row.clean is not None for row in self.rows)
 
-    @property
+    @cached_property
     def others(self) -> list[str]:
         """Names of what else its rows say."""
         return list(dict.fromkeys(name for row in self.rows for name in row.others))
