@@ -143,11 +143,10 @@ def _entry(result: Result, metric: Metric, source: str | None, dataset: str | No
 
 def _notes(result: Result) -> str:
     """What a number must be read with."""
-    low, high = result.headline.interval
     parts = [
         f"{result.protocol.id}@{result.protocol.version}",
         f"protocol sha256 {result.protocol.digest}",
-        f"95 % interval [{100 * low:.1f}, {100 * high:.1f}]",
+        f"95 % interval {result.headline.bounds}",
         f"{result.data.count} images",
         "tier reported" if result.status == "complete" else f"{result.status}, not ranked",
     ]

@@ -21,7 +21,7 @@ from robench.errors import RunError, complaint
 from robench.figures import check_figure, draw_radii, draw_result
 from robench.progress import Progress, Silent
 from robench.registry import load_protocol
-from robench.result import Metric, Result, percent, wilson
+from robench.result import Metric, Result, wilson
 
 if TYPE_CHECKING:
     from robench.curves import RadiusCurve
@@ -310,7 +310,5 @@ def _table(title: str, first: str, metrics: Sequence[Metric], counted: str = "ex
     for column in ("value", "95 % interval", counted):
         rows.add_column(column, justify="right")
     for metric in metrics:
-        low, high = metric.interval
-        interval, counts = f"[{100 * low:.1f}, {100 * high:.1f}]", f"{metric.numerator}/{metric.denominator}"
-        rows.add_row(metric.name, percent(metric), Text(interval), counts)
+        rows.add_row(metric.name, metric.text, Text(metric.bounds), f"{metric.numerator}/{metric.denominator}")
     return rows

@@ -11,7 +11,7 @@ from rich.text import Text
 from robench.cli.screen import err, out, print_json
 from robench.errors import RunError, complaint
 from robench.figures import check_figure
-from robench.result import Metric, percent
+from robench.result import Metric
 
 if TYPE_CHECKING:
     from robench.reproduction.ladder import Rung
@@ -65,10 +65,7 @@ def evaluate_ladder(context: typer.Context, protocols: Sequence[str]) -> None:
 
 
 def _shown(metric: Metric | None) -> str:
-    if metric is None:
-        return "-"
-    low, high = metric.interval
-    return f"{percent(metric)} [{100 * low:.1f}, {100 * high:.1f}]"
+    return "-" if metric is None else f"{metric.text} {metric.bounds}"
 
 
 def _content(rung: "Rung") -> dict[str, object]:

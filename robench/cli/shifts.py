@@ -60,10 +60,9 @@ def _show_own_classes(result: Result, clean: Result) -> None:
     classes = subset(shift.among)
     found = clean_among(clean, classes)
     if found is not None:
-        low, high = found.interval
         shifted = next(metric for metric in result.metrics if metric.name == "top1")
         out.print(
-            f"{result.protocol.id}: clean {100 * found.value:.1f} % [{100 * low:.1f}, {100 * high:.1f}] on its "
+            f"{result.protocol.id}: clean {found.text} {found.bounds} on its "
             f"{len(classes)} classes ({found.denominator} images of imagenet-val), "
             f"shifted {100 * shifted.value:.1f} %, both over all logits",
             markup=False,
