@@ -97,7 +97,7 @@ def _raised(classifier: Looked, clean: Tensor, labels: Tensor, budget: Ball) -> 
     images = clean
     for _ in range(SWEEP_STEPS):
         gradient = classifier.gradient(images, lambda logits: cross_entropy(logits, labels))[2]
-        images = budget.project(budget.step(images, gradient, budget.epsilon / 2), clean)
+        images = budget.advance(images, gradient, budget.epsilon / 2, clean)
     return cross_entropy(classifier.logits(images), labels)
 
 

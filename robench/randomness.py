@@ -21,6 +21,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from robench import sweeps
+
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
@@ -94,11 +96,14 @@ class Draws:
         Returns:
           int64 tensor of 32-bit words, shape (N, count).
         """
-        device = self.keys.device
-        block = torch.arange((count + 3) // 4, dtype=torch.int64, device=device)[None]
+        device, blocks = self.keys.device, (count + 3) // 4
         steps = torch.as_tensor(step, dtype=torch.int64, device=device).reshape(-1, 1)
-        names = [torch.tensor(word, device=device).reshape(1, 1) for word in _words(f"robench.stream/1|{stream}")]
-        words = philox([block, steps, *names], [self.keys[:, :1], self.keys[:, 1:]])
+        names = torch.tensor(_words(f"robench.stream/1|{stream}"), device=device)
+        swept = sweeps.philox(self.keys, steps[:, 0].expand(len(self.keys)), names, blocks)
+        if swept is not None:
+            return swept[:, :count]
+        block = torch.arange(blocks, dtype=torch.int64, device=device)[None]
+        words = philox([block, steps, *names.reshape(2, 1, 1)], [self.keys[:, :1], self.keys[:, 1:]])
         words = [word.expand(len(self.keys), block.shape[1]) for word in words]
         return torch.stack(words, dim=2).reshape(len(self.keys), -1)[:, :count]
 

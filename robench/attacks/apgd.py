@@ -211,11 +211,9 @@ class APGD:
 
     def _next(self, state: APGDState, point: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:
         """The image after a step from `point`, pulled along by the step before."""
-        clean, budget = state.examples.images, state.budget
-        target = budget.project(budget.step(point, gradient, step_size), clean)
         weight = torch.where(state.step == 0, 1.0, MOMENTUM)[:, None, None, None]
-        pulled = target.sub_(point).mul_(weight).add_(point).add_((point - state.origin).mul_(1 - weight))
-        return budget.project(pulled, clean)
+        clean = state.examples.images
+        return state.budget.advance_with_momentum(point, state.origin, gradient, step_size, weight, clean)
 
     def _turn(self, state: APGDState) -> APGDState:
         """Slots at the end of a run go on with their next target, or are done."""

@@ -83,6 +83,5 @@ class PGD:
 
     def tell(self, state: PGDState, answer: Answer) -> PGDState:
         assert answer.gradient is not None, "PGD asks for a gradient every time"
-        moved = state.budget.step(state.iterate, answer.gradient, self.step_size)
-        iterate = state.budget.project(moved, state.examples.images)
+        iterate = state.budget.advance(state.iterate, answer.gradient, self.step_size, state.examples.images)
         return replace(state, iterate=iterate, step=state.step + 1, done=state.step >= self.steps)

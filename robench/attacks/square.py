@@ -11,6 +11,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from robench import sweeps
+from robench.arrays import choose
 from robench.attacks.interface import Answer, Examples, Query
 from robench.budgets import Ball, L2Ball, LinfBall
 from robench.errors import BudgetError, ProtocolError, complaint
@@ -118,7 +120,6 @@ class Square:
     def tell(self, state: SquareState, answer: Answer) -> SquareState:
         found = margin(answer.logits, state.examples.labels)
         better = (found < state.lowest) | (found <= 0)
-        rows = better.nonzero()[:, 0]
         query = state.query + 1
         block, numbers = state.block, state.numbers
         if bool((query // BLOCK - block >= 2).any()):
@@ -127,7 +128,7 @@ class Square:
         state = replace(
             state,
             query=query,
-            best=state.best.index_copy(0, rows, state.candidate[rows]) if len(rows) else state.best,
+            best=choose(better, state.candidate, state.best),
             lowest=torch.where(better, found, state.lowest),
             numbers=numbers,
             block=block,
@@ -137,10 +138,15 @@ class Square:
 
     def _next(self, state: SquareState) -> Tensor:
         """The best image of each slot with one square changed."""
-        images = state.best.clone()  # changed in place
-        slots = torch.arange(len(images), device=images.device)
+        clean = state.examples.images
+        slots = torch.arange(len(clean), device=clean.device)
         numbers = state.numbers[slots, state.query - BLOCK * state.block]
-        sides = self._sides(images.shape[2], images.shape[3], state.query, isinstance(state.budget, L2Ball))
+        sides = self._sides(clean.shape[2], clean.shape[3], state.query, isinstance(state.budget, L2Ball))
+        if type(state.budget) is LinfBall and sweeps.usable(state.best, clean):
+            corners = _corners(numbers[:, :2], sides[:, None], clean)
+            signs = _signs(numbers[:, 3 : 3 + clean.shape[1]])
+            return sweeps.push_squares(state.best, clean, corners, sides, signs, state.budget.epsilon)
+        images = state.best.clone()  # changed in place
         for side in sorted(set(sides.tolist())):
             which = (sides == side).nonzero()[:, 0]
             _CHANGE[type(state.budget)](images, which, state, side, numbers[which])
@@ -174,6 +180,18 @@ def _signs(numbers: Tensor) -> Tensor:
     return torch.where(numbers < 0.5, -1.0, 1.0)
 
 
+def _corners(numbers: Tensor, sides: Tensor, images: Tensor) -> Tensor:
+    """Row and column where each square begins, int64, shape (S, 2).
+
+    Args:
+      numbers: two uniforms for each square, shape (S, 2).
+      sides: in pixels, int64, shape (S, 1) or (1, 1).
+      images: in which they lie.
+    """
+    room = torch.tensor(images.shape[2:], device=images.device) - sides
+    return (numbers * room).to(torch.int64)  # never the last place, unless there is but one
+
+
 def _places(slots: Tensor, numbers: Tensor, side: int, images: Tensor) -> Tensor:
     """Where the values of one square of each slot stand in all images as one long row.
 
@@ -187,8 +205,7 @@ def _places(slots: Tensor, numbers: Tensor, side: int, images: Tensor) -> Tensor
     """
     _, channels, height, width = images.shape
     device = images.device
-    room = torch.tensor([height - side, width - side], device=device)
-    first = (numbers * room).to(torch.int64)  # never the last place, unless there is but one
+    first = _corners(numbers, torch.tensor([[side]], device=device), images)
     span = torch.arange(side, device=device)
     plane = slots[:, None] * channels + torch.arange(channels, device=device)
     corner = plane * (height * width) + first[:, :1] * width + first[:, 1:]
