@@ -7,6 +7,7 @@ References:
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,7 @@ from robench.data.categories import categories
 from robench.data.decoding import Decoder
 from robench.data.files import FileExample, FileSource
 from robench.data.folder import in_order_of_hash
-from robench.data.imagenet.listing import wnids
+from robench.data.imagenet.listing import cue_conflict, wnids
 from robench.data.imagenet.shifts import descend
 from robench.data.trees import Tree, open_tree
 from robench.errors import DataError, complaint, first_few
@@ -42,15 +43,15 @@ class CueSource(FileSource):
 
 
 def open_cues(root: Path, decoder: Decoder, *, limit: int | None, any_classes: bool) -> CueSource:
-    """All cue-conflict images, by the hash of their names.
+    """All cue-conflict images, by the hash of their names: those that were published, or others of the same form.
 
     Args:
       root: the folder with the 16 folders of shapes, above it, or an archive.
       decoder: how files become images.
-      limit: how many examples are wanted; None: no category may be missing.
+      limit: how many examples are wanted; None: no category may be missing, nor any of the published images.
       any_classes: not used: categories are known by their names.
     Raises:
-      DataError: there are no such images, a file has another name, or a category is missing.
+      DataError: there are no such images, a file has another name, or a category or an image is missing.
     """
     names = list(categories("sixteen"))
     tree, folders = descend(open_tree(root, _EXPECTED), names.__contains__)
@@ -65,7 +66,20 @@ def open_cues(root: Path, decoder: Decoder, *, limit: int | None, any_classes: b
     examples = [FileExample(Path(file).name, shape, file) for file, (shape, _) in pairs.items()]
     textures = {Path(file).name: texture for file, (_, texture) in pairs.items()}
     ordered = in_order_of_hash(examples, where=str(root))
-    return CueSource("cue-conflict", tree, ordered, names, decoder, textures_by_id=textures)
+    lost = _lost(files, tree, names)
+    if lost and limit is None:
+        found = f"{len(lost)} of {len(cue_conflict())} missing ({first_few([example.id for example in lost])})"
+        advice = "Complete the folder, or give `limit` to run on those that are there, marked unofficial."
+        raise DataError(complaint(str(root), "images", found, "all published images", advice))
+    return CueSource("cue-conflict", tree, ordered, names, decoder, missing=lost, textures_by_id=textures)
+
+
+def _lost(files: Sequence[str], tree: Tree, names: list[str]) -> list[FileExample] | None:
+    """The published images that are not there; None where others are."""
+    published = set(cue_conflict())
+    if not published.issuperset(files):
+        return None
+    return [FileExample(Path(file).name, _parse(tree, file, names)[0], file) for file in sorted(published - {*files})]
 
 
 def _parse(tree: Tree, file: str, names: list[str]) -> tuple[int, int]:

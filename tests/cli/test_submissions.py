@@ -1,9 +1,12 @@
 """validate, submit, leaderboard and comment as users and continuous integration run them."""
 
+import hashlib
 import json
+import re
 import resource
 import subprocess
 import sys
+from collections import Counter
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from typer.testing import CliRunner
 from robench.card import open_pull_request
 from robench.cli.main import app
 from robench.data import CATALOGUE
-from robench.data.imagenet.listing import listed, validation
+from robench.data.categories import categories
+from robench.data.imagenet.listing import cue_conflict, listed, validation
 from robench.errors import RobenchError, SubmissionError
 from robench.hub import Hub
 from robench.outcome import Outcome, compress, to_csv
@@ -145,6 +149,19 @@ def test_the_labels_that_are_pinned_are_those_of_the_data() -> None:
     mini = digest_of(list(SOURCE.ids)), digest_of([int(label) for label in SOURCE.labels])
     few, all_of_it = ((digest_of(list(each)), digest_of(list(each.values()))) for each in (listed(), validation()))
     assert dict([mini, few, all_of_it]).items() <= pinned.items()
+
+
+def test_the_published_cue_conflict_images_are_what_is_pinned() -> None:
+    kinds, protocol = list(categories("sixteen")), RULES.protocols["cue-conflict@1"]
+    pairs = {Path(name).name: re.findall(r"([a-z]+)[0-9]+", Path(name).name) for name in cue_conflict()}
+    ids = sorted(pairs, key=lambda name: hashlib.sha256(name.encode()).digest())
+    shapes, textures = ([kinds.index(pairs[name][cue]) for name in ids] for cue in (0, 1))
+    assert (len(ids), sum(shape == texture for shape, texture in zip(shapes, textures, strict=True))) == (1280, 80)
+    assert read_labels(shipped_folder() / "labels.lock")[digest_of(ids)] == digest_of(shapes)
+    assert protocol.data.ids_sha256 == digest_of(ids)
+    assert protocol.shift is not None
+    assert protocol.shift.textures_sha256 == digest_of(textures)
+    assert set(Counter(zip(shapes, textures, strict=True)).values()) == {5}  # so the paper's authors paired them
 
 
 def _ranked() -> list[Protocol]:

@@ -18,7 +18,7 @@ from robench.data.cues import CueSource
 from robench.data.files import FileSource
 from robench.data.imagenet import subsets
 from robench.data.imagenet.cells import CellSource
-from robench.data.imagenet.listing import listed, validation, wnids
+from robench.data.imagenet.listing import cue_conflict, listed, validation, wnids
 from robench.data.imagenet.subsets import subset
 from robench.data.source import Source, Unreadable, ids_digest
 from robench.errors import DataError
@@ -374,6 +374,21 @@ def test_a_category_that_is_missing_and_a_name_that_is_none_are_refused(tmp_path
         _open("cue-conflict", root)
     with pytest.raises(DataError, match=r": `data` is without images of the 16 categories; expected the cue-conflict"):
         _open("cue-conflict", tmp_path / "png")
+
+
+def test_of_the_published_cue_conflict_images_none_may_be_missing(tmp_path: Path) -> None:
+    whole = linked(tmp_path / "cues", list(cue_conflict()), pictures(tmp_path / "png", suffix=".png"))
+    source = _open("cue-conflict", whole)
+    assert isinstance(source, CueSource)
+    assert (len(source.ids), source.missing) == (1280, [])
+    (whole / "bear" / "bear5-bottle1.png").unlink()
+    with pytest.raises(
+        DataError, match=r"cues: `images` is 1 of 1280 missing \(bear5-bottle1\.png\); expected all pub"
+    ):
+        _open("cue-conflict", whole)
+    few = _open("cue-conflict", whole, limit=10)
+    assert isinstance(few, CueSource)
+    assert (len(few.ids), [example.id for example in few.missing or ()]) == (1279, ["bear5-bottle1.png"])
 
 
 # --- where they lie

@@ -1,6 +1,7 @@
-"""The 1,000 classes of ImageNet, the images of its validation set, and the 5,000 of them that attacks face.
+"""The 1,000 classes of ImageNet, the images of its validation set, the 5,000 of them that attacks face, and the
+cue-conflict images.
 
-These are RobustBench's: with the 50,000 files sorted by `wnid/name`, what `torch.manual_seed(0)`, two int64
+The 5,000 are RobustBench's: with the 50,000 files sorted by `wnid/name`, what `torch.manual_seed(0)`, two int64
 draws and `torch.randperm(50000)[:5000]` give; 997 classes occur in it.
 """
 
@@ -14,6 +15,7 @@ from robench.data.source import by_hash
 from robench.errors import DataError, complaint
 
 _SHA256 = {
+    "cue_conflict.txt.gz": "0dc6bca917057f6e8b091a18b768fdb32313ac6202b9d723603fcf56ded22cfd",
     "val_5000.txt.gz": "d4121626d07722a0126c35b1563042e46a546f1a05ce705f2cdc635896d58574",
     "val_classes.txt.gz": "98a8901d9451abefb286c3a7f2ac88321a17d691fa44809acbbf1e7f77187a7d",
     "wnids.txt.gz": "385e0240499426c022b773be1ae4da780f057b89c9694c7f47199f62746b6edd",
@@ -79,6 +81,18 @@ def validation() -> dict[str, int]:
     }
     ids = list(labels)
     return {ids[position]: labels[ids[position]] for position in by_hash(ids)}
+
+
+def cue_conflict() -> tuple[str, ...]:
+    """The 1,280 cue-conflict images as published, `<shape>/<shape><n>-<texture><n>.png`, sorted.
+
+    Raises:
+      DataError: the shipped list was changed.
+    References:
+      The folder `stimuli/style-transfer-preprocessed-512` of github.com/rgeirhos/texture-vs-shape, and for one that was
+      not in the listing at hand (bear5-bottle1) the tables of trials beside it.
+    """
+    return _lines("cue_conflict.txt.gz")
 
 
 def id_of(file: str) -> str | None:
