@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from robench import sweeps
+from robench import compiled
 
 R = TypeVar("R")
 
@@ -59,9 +59,8 @@ def choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     chosen = rows.nonzero()[:, 0]
     if len(chosen) in (0, len(rows)):
         return yes if len(chosen) else no
-    if sweeps.usable(yes, no):
-        return sweeps.choose(rows, yes, no)
-    return no.index_copy(0, chosen, yes.index_select(0, chosen))
+    swept = compiled.choose(rows, yes, no)
+    return swept if swept is not None else no.index_copy(0, chosen, yes.index_select(0, chosen))
 
 
 def pad_rows(images: Tensor, rows: int) -> Tensor:

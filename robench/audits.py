@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.budgets import Ball
+from robench.budgets import Ball, advance
 from robench.classifier import Classifier, Looked
 from robench.losses import cross_entropy
 
@@ -97,7 +97,7 @@ def _raised(classifier: Looked, clean: Tensor, labels: Tensor, budget: Ball) -> 
     images = clean
     for _ in range(SWEEP_STEPS):
         gradient = classifier.gradient(images, lambda logits: cross_entropy(logits, labels))[2]
-        images = budget.advance(images, gradient, budget.epsilon / 2, clean)
+        images = advance(budget, images, gradient, budget.epsilon / 2, clean)
     return cross_entropy(classifier.logits(images), labels)
 
 

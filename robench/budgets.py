@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robench import sweeps
+from robench import compiled
 from robench.errors import BudgetError, complaint
 from robench.randomness import RandomSource
 from robench.squares import fits_squares
@@ -81,19 +81,6 @@ class Ball(Budget, Protocol):
         """The nearest allowed images."""
         ...
 
-    def advance(self, images: Tensor, gradient: Tensor, step_size: float | Tensor, clean: Tensor) -> Tensor:
-        """`step`, then `project`."""
-        ...
-
-    def advance_with_momentum(
-        self, images: Tensor, origin: Tensor, gradient: Tensor, step_size: Tensor, weight: Tensor, clean: Tensor
-    ) -> Tensor:
-        """The nearest allowed images to `weight` of the way of `advance` and the rest of the way from `origin`.
-
-        `step_size` and `weight` have shape (N, 1, 1, 1).
-        """
-        ...
-
     def length(self, change: Tensor) -> Tensor:
         """How long each change is, in the units of epsilon, shape (N,)."""
         ...
@@ -148,24 +135,13 @@ class LinfBall:
         torch.add(clean, self.epsilon, out=edge)
         return torch.minimum(nearest, edge, out=nearest).clamp_(0, 1)
 
-    def advance(self, images: Tensor, gradient: Tensor, step_size: float | Tensor, clean: Tensor) -> Tensor:
-        if sweeps.usable(images, gradient, clean):
-            return sweeps.advance(images, gradient, step_size, clean, self.epsilon)
-        return self.project(self.step(images, gradient, step_size), clean)
-
-    def advance_with_momentum(
-        self, images: Tensor, origin: Tensor, gradient: Tensor, step_size: Tensor, weight: Tensor, clean: Tensor
-    ) -> Tensor:
-        if sweeps.usable(images, origin, gradient, clean):
-            return sweeps.advance_with_momentum(images, origin, gradient, step_size, weight, clean, self.epsilon)
-        return _with_momentum(self, images, origin, gradient, step_size, weight, clean)
-
     def length(self, change: Tensor) -> Tensor:
         return change.abs().flatten(1).amax(dim=1)
 
     def excess(self, images: Tensor, clean: Tensor) -> Tensor:
-        if sweeps.usable(images, clean):
-            furthest, lowest, highest = sweeps.extremes(images, clean)
+        swept = compiled.extremes(images, clean)
+        if swept is not None:
+            furthest, lowest, highest = swept
             return (furthest - self.epsilon).maximum(_beyond(lowest, highest))
         furthest = (images - clean).abs_().flatten(1).amax(dim=1)
         return (furthest - self.epsilon).maximum(_outside_box(images))
@@ -211,14 +187,6 @@ class L2Ball:
         scale = ((1 - 1e-7) * self.epsilon / _length(change.double())).clamp(max=1)
         return (clean + scale.float() * change).clamp(0, 1)
 
-    def advance(self, images: Tensor, gradient: Tensor, step_size: float | Tensor, clean: Tensor) -> Tensor:
-        return self.project(self.step(images, gradient, step_size), clean)
-
-    def advance_with_momentum(
-        self, images: Tensor, origin: Tensor, gradient: Tensor, step_size: Tensor, weight: Tensor, clean: Tensor
-    ) -> Tensor:
-        return _with_momentum(self, images, origin, gradient, step_size, weight, clean)
-
     def length(self, change: Tensor) -> Tensor:
         length: Tensor = torch.linalg.vector_norm(change.double().flatten(1), dim=1).float()
         return length
@@ -230,18 +198,37 @@ class L2Ball:
         return self.excess(images, clean)
 
 
-def _with_momentum(
-    ball: Ball, images: Tensor, origin: Tensor, gradient: Tensor, step_size: Tensor, weight: Tensor, clean: Tensor
-) -> Tensor:
-    target = ball.advance(images, gradient, step_size, clean)
-    pulled = target.sub_(images).mul_(weight).add_(images).add_((images - origin).mul_(1 - weight))
-    return ball.project(pulled, clean)
-
-
 def _length(images: Tensor) -> Tensor:
     """Euclidean length of each image, never zero, shape (N, 1, 1, 1)."""
     length: Tensor = torch.linalg.vector_norm(images.flatten(1), dim=1)
     return length.clamp(min=1e-12)[:, None, None, None]
+
+
+def advance(ball: Ball, images: Tensor, gradient: Tensor, step_size: float | Tensor, clean: Tensor) -> Tensor:
+    """The nearest allowed images after a step: `step`, then `project`."""
+    swept = None
+    if type(ball) is LinfBall:  # what is derived from it may step or project in its own way
+        swept = compiled.advance(images, gradient, step_size, clean, ball.epsilon)
+    return swept if swept is not None else ball.project(ball.step(images, gradient, step_size), clean)
+
+
+def advance_with_momentum(
+    ball: Ball, images: Tensor, origin: Tensor, gradient: Tensor, step_size: Tensor, weight: Tensor, clean: Tensor
+) -> Tensor:
+    """The nearest allowed images after `weight` of the way of `advance` and the rest of the way from `origin`.
+
+    Args:
+      ball: in which the step is taken.
+      images, origin, gradient, clean: shape (N, 3, H, W).
+      step_size, weight: shape (N, 1, 1, 1).
+    """
+    if type(ball) is LinfBall:
+        swept = compiled.advance_with_momentum(images, origin, gradient, step_size, weight, clean, ball.epsilon)
+        if swept is not None:
+            return swept
+    target = advance(ball, images, gradient, step_size, clean)
+    pulled = target.sub_(images).mul_(weight).add_(images).add_((images - origin).mul_(1 - weight))
+    return ball.project(pulled, clean)
 
 
 @dataclass(frozen=True)
@@ -291,8 +278,9 @@ class PatchArea:
 
     def glance(self, images: Tensor, clean: Tensor) -> Tensor:
         """The same without the squares."""
-        if sweeps.usable(images) and sweeps.usable(clean):
-            pixels, lowest, highest = sweeps.changed(images, clean)
+        swept = compiled.changed(images, clean)
+        if swept is not None:
+            pixels, lowest, highest = swept
             beyond = (pixels - self.pixels(images.shape[2], images.shape[3])).to(images.dtype)
             return beyond.maximum(_beyond(lowest, highest))
         changed = _changed(images, clean).flatten(1).sum(dim=1)

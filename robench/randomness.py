@@ -21,7 +21,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from robench import sweeps
+from robench import compiled
 
 _MASK = 0xFFFFFFFF
 _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
@@ -99,7 +99,7 @@ class Draws:
         device, blocks = self.keys.device, (count + 3) // 4
         steps = torch.as_tensor(step, dtype=torch.int64, device=device).reshape(-1, 1)
         names = torch.tensor(_words(f"robench.stream/1|{stream}"), device=device)
-        swept = sweeps.philox(self.keys, steps[:, 0].expand(len(self.keys)), names, blocks)
+        swept = compiled.philox(self.keys, steps[:, 0].expand(len(self.keys)), names, blocks)
         if swept is not None:
             return swept[:, :count]
         block = torch.arange(blocks, dtype=torch.int64, device=device)[None]

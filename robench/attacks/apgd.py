@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robench.arrays import choose, put, take
 from robench.attacks.interface import Answer, Examples, Query
-from robench.budgets import BALLS, Ball
+from robench.budgets import BALLS, Ball, advance_with_momentum
 from robench.errors import ProtocolError, complaint
 from robench.losses import cross_entropy, dlr, targeted_dlr, targets_of
 from robench.randomness import RandomSource
@@ -212,8 +212,8 @@ class APGD:
     def _next(self, state: APGDState, point: Tensor, gradient: Tensor, step_size: Tensor) -> Tensor:
         """The image after a step from `point`, pulled along by the step before."""
         weight = torch.where(state.step == 0, 1.0, MOMENTUM)[:, None, None, None]
-        clean = state.examples.images
-        return state.budget.advance_with_momentum(point, state.origin, gradient, step_size, weight, clean)
+        ball, clean = state.budget, state.examples.images
+        return advance_with_momentum(ball, point, state.origin, gradient, step_size, weight, clean)
 
     def _turn(self, state: APGDState) -> APGDState:
         """Slots at the end of a run go on with their next target, or are done."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robench.attacks.interface import Answer, Examples, Query
-from robench.budgets import BALLS, Ball
+from robench.budgets import BALLS, Ball, advance
 from robench.errors import ProtocolError, complaint
 from robench.losses import cross_entropy
 from robench.randomness import RandomSource
@@ -83,5 +83,5 @@ class PGD:
 
     def tell(self, state: PGDState, answer: Answer) -> PGDState:
         assert answer.gradient is not None, "PGD asks for a gradient every time"
-        iterate = state.budget.advance(state.iterate, answer.gradient, self.step_size, state.examples.images)
+        iterate = advance(state.budget, state.iterate, answer.gradient, self.step_size, state.examples.images)
         return replace(state, iterate=iterate, step=state.step + 1, done=state.step >= self.steps)

@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from robench import sweeps
+from robench import compiled
 from robench.arrays import choose
 from robench.attacks.interface import Answer, Examples, Query
 from robench.budgets import Ball, L2Ball, LinfBall
@@ -142,10 +142,12 @@ class Square:
         slots = torch.arange(len(clean), device=clean.device)
         numbers = state.numbers[slots, state.query - BLOCK * state.block]
         sides = self._sides(clean.shape[2], clean.shape[3], state.query, isinstance(state.budget, L2Ball))
-        if type(state.budget) is LinfBall and sweeps.usable(state.best, clean):
+        if type(state.budget) is LinfBall:
             corners = _corners(numbers[:, :2], sides[:, None], clean)
             signs = _signs(numbers[:, 3 : 3 + clean.shape[1]])
-            return sweeps.push_squares(state.best, clean, corners, sides, signs, state.budget.epsilon)
+            swept = compiled.push_squares(state.best, clean, corners, sides, signs, state.budget.epsilon)
+            if swept is not None:
+                return swept
         images = state.best.clone()  # changed in place
         for side in sorted(set(sides.tolist())):
             which = (sides == side).nonzero()[:, 0]
