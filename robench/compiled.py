@@ -234,9 +234,11 @@ def _choose(rows: Any, yes: Any, no: Any, chosen: Any) -> None:
 
 def _push_squares(images: Any, clean: Any, places: Any, pushes: Any, epsilon: Any, pushed: Any) -> None:
     for image in range(images.shape[0]):
-        pushed[image] = images[image]
-        top, left, side = places[image]
+        top, left, side = places[image, 0], places[image, 1], places[image, 2]
         for channel in range(images.shape[1]):
+            for row in range(images.shape[2]):  # a slice would take numba ten times as long to compile
+                for column in range(images.shape[3]):
+                    pushed[image, channel, row, column] = images[image, channel, row, column]
             push = pushes[image, channel]
             for row in range(top, top + side):
                 for column in range(left, left + side):
