@@ -71,16 +71,22 @@ class Measurement:
         return self.theirs_seconds / self.ours_seconds
 
     def line(self, against: str) -> str:
-        """The seconds of both sides in one line, and that they are not valid, where they are not."""
-        found = f"{self.name}, {self.model}, {self.examples} images: {self.ours_seconds:.3g} s"
-        found += f", {against} {self.theirs_seconds:.3g} s, {self.ratio:.2f} times as fast"
+        """Seconds of both sides in one line, or their accuracies, and that they are not valid, where they are not."""
+        found = f"{self.name}, {self.model}, {self.examples} images: "
+        if math.isnan(self.ours_seconds):
+            found += f"robust {100 * self.ours_robust:.1f} %, {against} {100 * self.theirs_robust:.1f} %"
+            found += f", {self.verdicts_differ:.3g} verdicts differ"
+        else:
+            found += f"{self.ours_seconds:.3g} s, {against} {self.theirs_seconds:.3g} s"
+            found += f", {self.ratio:.2f} times as fast"
         return f"{found}; NOT VALID, see why above" if self.doubts else found
 
     def content(self) -> dict[str, Any]:
         """All of it, as one flat object."""
         own = {key: value for key, value in vars(self).items() if key not in ("details", "doubts")}
+        own["ratio"] = self.ratio
         own = {key: value for key, value in own.items() if not (isinstance(value, float) and math.isnan(value))}
-        return {**own, "ratio": self.ratio, "valid": not self.doubts, "doubts": list(self.doubts), **self.details}
+        return {**own, "valid": not self.doubts, "doubts": list(self.doubts), **self.details}
 
 
 def wait_for_rest(seconds: float = 120.0) -> bool:
