@@ -4,6 +4,7 @@ Each stage of either side attacks what that side's stages before it left, from t
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,13 +136,18 @@ def _table(ours: list[list[_StageRun]], theirs: list[list[tuple[str, Tensor, flo
     for index, first in enumerate(ours[0]):
         mine, other = [runs[index] for runs in ours], [runs[index] for runs in theirs if index < len(runs)]
         line: dict[str, Any] = {"stage": first.name}
-        line["ours_survivors"] = sum(int(run.robust.sum()) for run in mine) / len(mine)
-        line["theirs_survivors"] = sum(int(robust.sum()) for _, robust, _ in other) / len(other)
-        line["ours_seconds"] = sum(run.seconds for run in mine) / len(mine)
-        line["theirs_seconds"] = sum(seconds for _, _, seconds in other) / len(other)
-        line["ratio"] = line["theirs_seconds"] / line["ours_seconds"]
-        line["overhead"] = sum(run.seconds for run in mine) / sum(run.bare for run in mine)
+        line["ours_survivors"] = _mean([int(run.robust.sum()) for run in mine])
+        line["theirs_survivors"] = _mean([int(robust.sum()) for _, robust, _ in other])
+        line["ours_seconds"] = _mean([run.seconds for run in mine])
+        line["theirs_seconds"] = _mean([seconds for _, _, seconds in other])
+        bare = sum(run.bare for run in mine)
+        line["ratio"] = line["theirs_seconds"] / line["ours_seconds"] if bare else None  # None: nothing came so far
+        line["overhead"] = sum(run.seconds for run in mine) / bare if bare else None
         line["gradient_passes"] = sum(run.gradients for run in mine) / len(mine)
         line["label_passes"] = sum(run.labels for run in mine) / len(mine)
         table.append(line)
     return table
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0  # the reference leaves out a stage to which nothing comes

@@ -19,3 +19,12 @@ def test_every_stage_stands_beside_the_references(monkeypatch: pytest.MonkeyPatc
     assert table[0]["gradient_passes"] >= 6 * survivors[0]
     assert table[3]["label_passes"] >= 21 * survivors[3]
     assert sum(line["theirs_seconds"] for line in table) == pytest.approx(found.theirs_seconds, rel=0.05)
+
+
+def test_a_stage_to_which_nothing_comes_has_no_ratio(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "AutoAttack", lambda: AutoAttack(steps=5, targets=2, queries=20))
+    found = CATALOGUE["autoattack"].run(Settings("mini-resnet", images=8, repeats=1, epsilon="1/4"))
+    first, *rest = found.details["stages"]
+    assert (first["ours_survivors"], first["theirs_survivors"]) == (0, 0)
+    assert first["ratio"] > 0
+    assert [(line["ratio"], line["overhead"]) for line in rest] == [(None, None)] * 3
