@@ -19,6 +19,12 @@ MOST_THREADS = 4
 """With more, torch's several sweeps are shared among so many threads that one in one thread gains nothing."""
 
 
+def prepare() -> None:
+    """Compile or load every loop now, before anything is timed."""
+    for body in _LOOPS:
+        _compiled(body)
+
+
 def advance(images: Tensor, gradient: Tensor, size: float | Tensor, clean: Tensor, epsilon: float) -> Tensor | None:
     """`budgets.advance` in an L-inf ball.
 

@@ -13,6 +13,7 @@ from robench.attacks.drive import Example
 from robench.bench.measurement import Settings
 from robench.bench.photographs import fitted, photographs
 from robench.classifier import Classifier
+from robench.compiled import prepare
 from robench.data.mini import attack_set
 from robench.fastpath import pass_rate, repeated
 from robench.zoo import load_model
@@ -24,7 +25,8 @@ SIZES = (16, 32, 64, 128)
 
 
 def scene(settings: Settings) -> tuple[nn.Module, Tensor, Tensor]:
-    """Model, images and labels."""
+    """Model, images and labels; what is compiled at its first use is compiled now."""
+    prepare()
     kind, _, name = settings.model.partition(":")
     if kind == "photographs":
         images, labels = photographs()
