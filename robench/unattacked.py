@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robench.arrays import batch_of
 from robench.attacks.drive import half_of, in_parts
 from robench.classifier import Classifier, rounded
 from robench.data import Source, Unreadable, Views
@@ -127,6 +128,7 @@ class Looking:
         self.names: Sequence[str] = source.view_names if isinstance(source, Views) else [CLEAN]
         self.slots = slots
         self.shape: torch.Size | None = None
+        self.images: Tensor | None = None
 
     def outcomes(
         self,
@@ -189,9 +191,7 @@ class Looking:
     ) -> None:
         """Show one batch, and note what the model says to each view."""
         device = self.classifier.device
-        images = torch.stack([each.image for each in batch]).to(device)
-        if images.dtype == torch.uint8:
-            images = images.to(torch.float32) / 255
+        self.images = images = batch_of([each.image for each in batch], device, last=self.images)
         labels = torch.tensor([self.source.labels[each.position] for each in batch], device=device)
 
         def halve(error: Exception) -> None:

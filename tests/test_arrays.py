@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.arrays import join, pad_rows, put, state_digest, take
+from robench.arrays import batch_of, join, pad_rows, put, state_digest, take
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,25 @@ def test_take_put_and_join_reach_nested_tensors_and_keep_the_rest() -> None:
     assert filled.inner.values.tolist() == [1, 9, 3]
     assert record.inner.values.tolist() == [1, 2, 3]
     assert join([record, taken]).numbers.tolist() == [10, 20, 30, 30, 10]
+
+
+def test_a_batch_of_bytes_is_what_torch_makes_of_them() -> None:
+    images = list(torch.arange(256, dtype=torch.uint8).reshape(4, 1, 8, 8).expand(4, 3, 8, 8))
+    expected = torch.stack(images).to(torch.float32) / 255
+    assert torch.equal(batch_of(images, torch.device("cpu")), expected)
+    assert torch.equal(batch_of(list(expected), torch.device("cpu")), expected)
+
+
+def test_a_batch_takes_the_memory_of_the_last_one_where_that_is_enough() -> None:
+    images = list(torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)))
+    expected = torch.stack(images).to(torch.float32) / 255
+    last = torch.full((4, 3, 8, 8), -1.0)
+    batch = batch_of(images[:3], torch.device("cpu"), last=last)
+    assert torch.equal(batch, expected[:3])
+    assert batch.data_ptr() == last.data_ptr()
+    for other in (torch.zeros(3, 3, 8, 8), torch.zeros(4, 3, 9, 8)):
+        assert torch.equal(batch_of(images, torch.device("cpu"), last=other), expected)
+        assert not other.any()
 
 
 def test_pad_rows_repeats_the_last_row() -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from robench import compiled
+from robench.arrays import batch_of
 from robench.attacks.interface import Answer, EndingAttack, Query
 from robench.attacks.pool import Pool, Slots, Stage
 from robench.attacks.record import Example, Finished, Record
@@ -162,7 +163,7 @@ class _Driver:
         if not batch:
             return False
         device = self.classifier.device
-        images = torch.stack([example.image for example in batch]).to(device)
+        images = batch_of([example.image for example in batch], device)
         labels = torch.tensor([example.label for example in batch], device=device)
         logits = self._in_parts(self.confirm.logits, images)
         predictions, margins = logits.argmax(dim=1).tolist(), margin(logits, labels).tolist()

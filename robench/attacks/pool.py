@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robench.arrays import join, put, take
+from robench.arrays import batch_of, join, put, take
 from robench.attacks.interface import Attack, Examples, SearchingAttack
 from robench.attacks.record import Record
 from robench.budgets import Budget
@@ -141,7 +141,7 @@ class Pool:
     def _fresh(self, records: list[Record]) -> Slots:
         """Slots of records that enter the stage."""
         examples = Examples(
-            images=torch.stack([record.example.image for record in records]).to(self._device),
+            images=batch_of([record.example.image for record in records], self._device),
             labels=torch.tensor([record.example.label for record in records], device=self._device),
             logits=torch.stack([record.logits for record in records]),
         )

@@ -36,16 +36,35 @@ def read_pixels(path: Bytes, *, resize: int | None, crop: int, name: str | None 
     """
     where = name or str(path)
     image = read_rgb(path, where)
-    if resize is not None:
-        shorter = min(image.size)
-        size = (resize * image.width // shorter, resize * image.height // shorter)
-        image = image.resize(size, Image.Resampling.BILINEAR)
-    if min(image.size) < crop:
-        found = f"{image.width}x{image.height} pixels"
-        raise DataError(complaint(where, "image", found, f"at least {crop}x{crop} pixels"))
-    left, top = round((image.width - crop) / 2), round((image.height - crop) / 2)
-    pixels = np.asarray(image.crop((left, top, left + crop, top + crop)))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+    shorter = min(image.size)
+    size = image.size if resize is None else (resize * image.width // shorter, resize * image.height // shorter)
+    if min(size) < crop:
+        raise DataError(complaint(where, "image", f"{size[0]}x{size[1]} pixels", f"at least {crop}x{crop} pixels"))
+    return np.ascontiguousarray(_centre(image, size, crop).transpose(2, 0, 1))
+
+
+def _centre(image: Image.Image, size: tuple[int, int], crop: int) -> NDArray[np.uint8]:
+    """The centre of an image resized to this width and height, shape (crop, crop, 3).
+
+    Rows are resized before columns, in calls of their own: one call of Pillow 13 takes columns first where an image is
+    much taller than wide, and rounds otherwise than older ones. Pillow takes what is to be resized in float32; along a
+    side that becomes a power of two the bounds of the centre are exact there, so what lies outside is left out
+    beforehand, and the bytes are those of resizing everything.
+    """
+    (width, height), shorter = size, min(size)
+    left, top = round((width - crop) / 2), round((height - crop) / 2)
+    if size != image.size:
+        exact = shorter & (shorter - 1) == 0
+        x, columns = (left, crop) if exact and width == shorter else (0, width)
+        y, rows = (top, crop) if exact and height == shorter else (0, height)
+        across, down = image.width / width, image.height / height
+        for box, part in (
+            ((x * across, 0, (x + columns) * across, image.height), (columns, image.height)),
+            ((0, y * down, columns, (y + rows) * down), (columns, rows)),
+        ):
+            image = image.resize(part, Image.Resampling.BILINEAR, box=box)
+        left, top = left - x, top - y
+    return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 
 def read_rgb(path: Bytes, name: str) -> Image.Image:
@@ -56,7 +75,8 @@ def read_rgb(path: Bytes, name: str) -> Image.Image:
     """
     try:
         with Image.open(BytesIO(path.read_bytes())) as file:
-            mode, image = file.mode, file.convert("RGB")
+            file.load()
+            mode, image = file.mode, file if file.mode == "RGB" else file.convert("RGB")
     except Exception as error:  # a broken file makes Pillow raise SyntaxError, ValueError and others, too
         found = f"unreadable ({_reason(error)})"
         raise DataError(complaint(name, "image", found, "an image that Pillow decodes")) from error

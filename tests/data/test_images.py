@@ -1,3 +1,4 @@
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torchvision import transforms
 
-from robench.data.images import read_image, read_pixels
+from robench.data.images import read_image, read_pixels, read_rgb
 from robench.errors import DataError
 
 
@@ -37,6 +38,46 @@ def test_the_view_is_torchvisions_pixel_for_pixel(tmp_path: Path, size: tuple[in
     assert found.dtype == torch.float32
     assert torch.equal((found * 255).round().to(torch.uint8), expected)
     assert torch.equal(found, expected.to(torch.float32) / 255)
+
+
+def test_what_is_left_out_before_resizing_changes_no_byte(tmp_path: Path) -> None:
+    chance = np.random.default_rng(0)
+    for number in range(150):
+        width, height = (int(side) for side in chance.integers(20, 700, 2))
+        resize = int(chance.choice([64, 128, 232, 256]))  # all but one a power of two
+        crop = int(chance.integers(1, resize + 1))
+        path = tmp_path / f"{number}.bmp"
+        Image.fromarray(_picture(width, height, number)).save(path)
+        found = read_pixels(path, resize=resize, crop=crop)
+        size = (resize * width // min(width, height), resize * height // min(width, height))
+        with Image.open(path) as file:
+            rows = file.convert("RGB").resize((size[0], height), Image.Resampling.BILINEAR)
+        whole = np.asarray(rows.resize(size, Image.Resampling.BILINEAR)).transpose(2, 0, 1)
+        top, left = round((size[1] - crop) / 2), round((size[0] - crop) / 2)
+        assert np.array_equal(found, whole[:, top : top + crop, left : left + crop]), (width, height, resize, crop)
+
+
+def test_a_tall_image_has_the_same_bytes_under_every_pillow(tmp_path: Path) -> None:
+    # Digests of what Pillow 12 gives; Pillow 13 would round otherwise in one call.
+    digests = {
+        (300, 700): "656e3ba8d03dd7c38b863e773cb44cb95121d92e093c036ccfb48ce2d68d58d3",
+        (300, 1200): "b87d187f56d4c96572062f7d7229ec780b01fb99486fedb189d4175dd5e641ca",
+    }
+    for size, digest in digests.items():
+        Image.fromarray(_picture(*size)).save(tmp_path / "tall.png")
+        assert hashlib.sha256(read_pixels(tmp_path / "tall.png", resize=256, crop=224).tobytes()).hexdigest() == digest
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "bmp", "webp"])
+def test_an_image_outlives_its_file(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(_picture(40, 30)).save(path)
+    image = read_rgb(path, path.name)
+    with Image.open(path) as file:
+        expected = np.asarray(file.convert("RGB"))
+    path.unlink()
+    assert np.array_equal(np.asarray(image.crop((0, 0, 40, 30))), expected)
+    assert np.array_equal(np.asarray(image), expected)
 
 
 @pytest.mark.parametrize("size", [(9, 8), (8, 8), (13, 11), (11, 14)])
