@@ -6,10 +6,10 @@
 The images are generated JPEGs of 500x375 pixels. The evaluation has a model of negligible cost and no attack; it
 decodes, digests the pixels, checks and writes everything that a run does. Beside it, over the same files with the same
 number of workers: `bare`, the loader that most people write (torchvision's resize, crop and conversion to floats,
-batches of 32), and `bytes`, a loader over robench's own decoding that sends bytes and does nothing with them, so that
-the difference is what a run adds. With `--cells` it is `imagenet-c` that is evaluated: so many JPEGs of 224x224 pixels
-over its 75 cells, none resized; `bare` then only decodes and converts. Repeats are interleaved; the figures are
-medians. The line and, on a busy machine, why the figures are not valid go to stderr, the object to stdout.
+batches of 32), and `bytes`, the same without floats, which no model could be shown. With `--cells` it is `imagenet-c`
+that is evaluated: so many JPEGs of 224x224 pixels over its 75 cells, none resized; `bytes` then only decodes.
+Repeats are interleaved; the figures are medians. The line and, on a busy machine, why the figures are not valid go to
+stderr, the object to stdout.
 """
 
 import argparse
@@ -18,6 +18,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,6 @@ from torchvision import transforms
 import robench
 from robench.bench.measurement import Stopwatch
 from robench.data.corruptions import COMMON, SEVERITIES
-from robench.data.decoding import Decoder, ImageFile
 from robench.data.imagenet.listing import validation, wnids
 
 CLASSES = 8
@@ -117,9 +117,9 @@ def save_waves(path: Path, size: tuple[int, int], seed: int) -> None:
 class Usual(Dataset[torch.Tensor]):
     """Files as most people read them."""
 
-    def __init__(self, scene: Scene) -> None:
+    def __init__(self, scene: Scene, last: Callable[[Image.Image], torch.Tensor]) -> None:
         resize = [] if scene.resize is None else [transforms.Resize(scene.resize), transforms.CenterCrop(224)]
-        self.files, self.view = scene.files, transforms.Compose([*resize, transforms.ToTensor()])
+        self.files, self.view = scene.files, transforms.Compose([*resize, last])
 
     def __len__(self) -> int:
         return len(self.files)
@@ -130,37 +130,18 @@ class Usual(Dataset[torch.Tensor]):
 
 
 def bare(scene: Scene, workers: int) -> float:
-    """Seconds of a loop over a loader that does nothing with the images."""
-    began = time.perf_counter()
-    loader = DataLoader(Usual(scene), batch_size=32, num_workers=workers)
-    assert sum(len(batch) for batch in loader) == scene.count
-    return time.perf_counter() - began
-
-
-class Bytes(Dataset[Any]):
-    """What robench's workers decode."""
-
-    def __init__(self, scene: Scene) -> None:
-        self.files = [ImageFile(path.name, path) for path in scene.files]
-        self.decoder = Decoder(scene.resize, 224)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    def __getitem__(self, position: int) -> Any:
-        return self.decoder.decode(self.files[position])
-
-
-def as_they_are(batch: list[Any]) -> list[Any]:
-    """A batch without a copy."""
-    return batch
+    """Seconds of a loop over a loader of floats that does nothing with them."""
+    return _seconds(Usual(scene, transforms.ToTensor()), workers)
 
 
 def bytes_alone(scene: Scene, workers: int) -> float:
-    """Seconds of a loop over robench's own decoding."""
+    """Seconds of the same without floats."""
+    return _seconds(Usual(scene, transforms.PILToTensor()), workers)
+
+
+def _seconds(images: Usual, workers: int) -> float:
     began = time.perf_counter()
-    loader = DataLoader(Bytes(scene), batch_size=8, num_workers=workers, collate_fn=as_they_are)
-    assert sum(len(batch) for batch in loader) == scene.count
+    assert sum(len(batch) for batch in DataLoader(images, batch_size=32, num_workers=workers)) == len(images)
     return time.perf_counter() - began
 
 

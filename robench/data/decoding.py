@@ -1,17 +1,19 @@
 """Decodes many image files in order, in worker processes.
 
-The files are read by torch's `DataLoader`. Workers send bytes through pipes, not through shared memory,
-which containers keep small, and the main process turns them into floats. Not here: one file (`images.py`).
+The files are read by torch's `DataLoader`. Its workers write bytes into memory that they share with the main process,
+which turns them into floats. Not here: one file (`images.py`).
 """
 
 import itertools
+import math
+import mmap
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -31,8 +33,12 @@ FEW = 64
 """Fewer images are decoded in the main process: starting workers would take longer."""
 _BATCH = 8
 """Images that a worker decodes between two messages."""
+_AHEAD = 2
+"""Messages that each worker may be ahead of the main process."""
 _MOST_WORKERS = 4
 """Without being asked. One decodes some 150 photographs of 500x375 a second (docs/measure/decoding.py)."""
+_FORKS = sys.platform == "linux"
+"""Whether workers are forks of the main process."""
 _DEAD = "DataLoader worker (pid"
 """How torch begins its message about a worker that is gone."""
 
@@ -77,18 +83,30 @@ class Decoder:
         Raises:
           DataError: a worker died.
         """
-        for decoded in self.pixels(files):
+        for decoded in self._lent(files):
             yield decoded if isinstance(decoded, Unreadable) else as_image(decoded)
 
-    def pixels(self, files: Iterable[ImageFile]) -> Iterator[NDArray[np.uint8] | Unreadable]:
+    def pixels(self, files: Iterable[ImageFile]) -> Iterator[_Decoded]:
         """The same as bytes, uint8, shape (3, crop, crop)."""
+        for decoded in self._lent(files):
+            yield decoded if isinstance(decoded, Unreadable) else decoded.copy()
+
+    def _lent(self, files: Iterable[ImageFile]) -> Iterator[_Decoded]:
+        """The bytes, in memory that may be written again as soon as the next are asked for."""
         workers = default_workers() if self.workers is None else self.workers
         drawn = iter(files)
         first = list(itertools.islice(drawn, FEW if workers else 0))
         every = itertools.chain(first, drawn)
         if len(first) < FEW:
-            return self._near(every)
-        return in_workers(_Files(self), every, workers, together=_BATCH)
+            yield from map(self.decode, every)
+            return
+        shared = _Shared(self, (_AHEAD * workers + 1) * _BATCH)
+        sent = in_workers(shared, enumerate(every), workers, together=_BATCH)
+        try:
+            for number, decoded in enumerate(sent):
+                yield shared.lent(number) if decoded is None else decoded
+        finally:
+            sent.close()
 
     def decode(self, file: ImageFile) -> _Decoded:
         """The bytes of one image, shape (3, crop, crop), or why there are none."""
@@ -98,18 +116,39 @@ class Decoder:
         except DataError as error:
             return Unreadable(str(error))
 
-    def _near(self, files: Iterable[ImageFile]) -> Iterator[_Decoded]:
-        return (self.decode(file) for file in files)
 
+class _Shared(Dataset[_Decoded | None]):
+    """Files whose decoded bytes workers leave in memory that the main process sees, too.
 
-class _Files(Dataset[_Decoded]):
-    """Files as a `DataLoader` wants them: whatever is asked for."""
+    The memory is anonymous and comes with the fork: nothing lies under /dev/shm, which containers keep small. Where
+    workers are not forked, and for an image of another size than the decoder's, bytes go through the pipe.
 
-    def __init__(self, decoder: Decoder) -> None:
+    Args:
+      decoder: of the files.
+      rows: images that there is room for. The image with number n is overwritten by that with number n + rows.
+    """
+
+    def __init__(self, decoder: Decoder, rows: int) -> None:
         self._decoder = decoder
+        shape = (rows, 3, decoder.crop, decoder.crop)
+        self._rows: NDArray[np.uint8] | None = None
+        if _FORKS:
+            self._rows = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
-    def __getitem__(self, file: ImageFile) -> _Decoded:
-        return self._decoder.decode(file)
+    def __getitem__(self, key: tuple[int, ImageFile]) -> _Decoded | None:
+        """Decode a file with its number: what there is to send, None where `lent` has it."""
+        number, file = key
+        decoded = self._decoder.decode(file)
+        if self._rows is None or isinstance(decoded, Unreadable) or decoded.shape != self._rows.shape[1:]:
+            return decoded
+        self._rows[number % len(self._rows)] = decoded
+        return None
+
+    def lent(self, number: int) -> NDArray[np.uint8]:
+        """The bytes of an image that a worker left here."""
+        assert self._rows is not None, "without shared memory nothing is left here"
+        row: NDArray[np.uint8] = self._rows[number % len(self._rows)]
+        return row
 
 
 def default_workers() -> int:
@@ -135,7 +174,7 @@ def naming_dead_workers() -> Iterator[None]:
         raise DataError(complaint("decoding", "workers", f"dying ({found})", "living processes", advice)) from error
 
 
-def in_workers(items: Dataset[T], keys: Iterable[Any], workers: int, *, together: int) -> Iterator[T]:
+def in_workers(items: Dataset[T], keys: Iterable[Any], workers: int, *, together: int) -> Generator[T, None, None]:
     """Items of a data set, in order, each made by one of several worker processes.
 
     Args:
@@ -170,8 +209,9 @@ def _start(items: Dataset[T], keys: Iterable[Any], workers: int, together: int) 
             collate_fn=_as_they_are,
             worker_init_fn=_leave_with_parent,
             generator=torch.Generator(),  # else the loader draws from the caller's
+            prefetch_factor=_AHEAD,
             # A forked worker does not run the user's script again.
-            multiprocessing_context="fork" if sys.platform == "linux" else None,
+            multiprocessing_context="fork" if _FORKS else None,
         )
         return iter(loader)
 

@@ -5,16 +5,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from robench.data.decoding import FEW, Decoder, ImageFile, default_workers, naming_dead_workers
+from robench.data.decoding import FEW, Decoder, ImageFile, _Shared, default_workers, naming_dead_workers
 from robench.data.images import read_image
 from robench.data.source import Unreadable
 from robench.errors import DataError
@@ -61,6 +63,34 @@ def test_images_come_in_order_whoever_decodes(files: list[ImageFile], workers: i
         seen += 1
     assert seen == COUNT
     assert _children() == []
+
+
+def _same(one: NDArray[np.uint8] | Unreadable, other: NDArray[np.uint8] | Unreadable) -> bool:
+    if isinstance(one, Unreadable) or isinstance(other, Unreadable):
+        return one == other
+    return np.array_equal(one, other)
+
+
+def test_bytes_stay_as_they_are_while_more_are_decoded(files: list[ImageFile]) -> None:
+    decoder, many = Decoder(8, 8, 1), files * 2  # far more than workers share memory for
+    for file, found in zip(many, list(decoder.pixels(many)), strict=True):
+        assert _same(found, decoder.decode(file))
+
+
+def test_without_forks_bytes_come_through_the_pipe(files: list[ImageFile], monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = Decoder(8, 8, 2)
+    monkeypatch.setattr("robench.data.decoding._FORKS", False)
+    assert isinstance(_Shared(decoder, 8)[0, files[0]], np.ndarray)
+    monkeypatch.undo()
+    assert _Shared(decoder, 8)[0, files[0]] is None
+
+
+def test_an_image_of_a_size_of_its_own_is_decoded_by_workers_too(files: list[ImageFile]) -> None:
+    mixed = [replace(file, view=(None, 6)) if number % 3 else file for number, file in enumerate(files)]
+    found = list(Decoder(8, 8, 2).pixels(mixed))
+    shapes = {image.shape[1] for image in found if not isinstance(image, Unreadable)}
+    assert shapes == {6, 8}
+    assert all(_same(image, Decoder(8, 8).decode(file)) for file, image in zip(mixed, found, strict=True))
 
 
 def test_the_default_is_at_most_four() -> None:
