@@ -1,6 +1,8 @@
 """What runs on GitHub: a pull request is data there, and nothing of it reaches a shell or a secret."""
 
+import os
 import re
+import subprocess
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -56,6 +58,50 @@ def test_what_checks_a_pull_request_runs_the_base_branchs_code() -> None:
     validate = next(step for step in _steps(path) if step.get("name") == "Validate")
     assert validate["working-directory"] == "${{ runner.temp }}"  # Python finds no module of the pull request there
     assert not any(re.search(r"head/(?!submissions)", run) for run in runs)
+
+
+def test_claims_alone_do_not_run_the_tests_of_code() -> None:
+    """A claim makes the leaderboard stale until the job after the merge, and the tests hold the two together."""
+    events = _read(ROOT / ".github" / "workflows" / "tests.yml")[True]  # YAML 1.1 reads `on` so
+    records = ["submissions/**", "verifications/**", "refutations/**"]
+    assert events == {
+        "pull_request": {"paths-ignore": records},
+        "push": {"branches": ["main"], "paths-ignore": records},
+    }
+
+
+@pytest.mark.parametrize(
+    ("path", "passes"),
+    [("verifications/a/p@1/v.json", False), ("submissions/a/p@1/x", True), ("refutations/a/p@1/r.json", True)],
+)
+def test_verdicts_come_from_maintainers(path: str, passes: bool, tmp_path: Path) -> None:
+    steps = _steps(ROOT / ".github" / "workflows" / "submission.yml")
+    step = next(step for step in steps if step.get("name") == "Verdicts come from maintainers")
+    assert "author_association" in step["if"]
+    assert step["if"].startswith("${{ !contains(")
+
+    def git(*words: str, where: Path) -> str:
+        quiet = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]
+        return subprocess.run(
+            ["git", *quiet, *words], cwd=where, check=True, capture_output=True, text=True
+        ).stdout.strip()
+
+    fork, base = tmp_path / "fork", tmp_path / "base"
+    fork.mkdir()
+    git("init", "--quiet", where=fork)
+    git("commit", "--quiet", "--allow-empty", "--message", "begin", where=fork)
+    git("clone", "--quiet", str(fork), str(base), where=tmp_path)
+    (fork / path).parent.mkdir(parents=True)
+    (fork / path).write_text("{}")
+    git("add", ".", where=fork)
+    git("commit", "--quiet", "--message", "send", where=fork)
+    git("fetch", "--quiet", "origin", "main", where=base)
+    environment = {**os.environ, "BASE": git("rev-parse", "HEAD", where=base)}
+    done = subprocess.run(
+        ["bash", "-e", "-c", step["run"]], cwd=tmp_path, env=environment, capture_output=True, text=True
+    )
+    assert (done.returncode == 0) is passes
+    assert ("::error::Verdicts" in done.stdout) is not passes
 
 
 def test_what_comments_takes_the_number_from_github() -> None:

@@ -14,7 +14,7 @@ from robench.errors import SubmissionError, complaint
 from robench.leaderboard import wording
 from robench.leaderboard.board import Row, ranked, rows_of
 from robench.leaderboard.markdown import escaped, grid
-from robench.submission import shown
+from robench.submission import FOLDER, MODEL_NAME, PROTOCOL_NAME, shown
 from robench.validation import Place, Rules
 from robench.validation.codes import CODES
 from robench.validation.reading import places
@@ -135,8 +135,24 @@ def comment(report: bytes) -> str:
     lines += [f"- and {len(known) - MOST} more"] * (len(known) > MOST) + [""] * bool(known)
     for beside in read.rows[:MOST]:
         lines += _table(beside)
+    lines += _challenge(read.rows[:MOST])
     lines += ["Each finding says what to do; `robench validate` says the same on your machine.", ""]
     return "\n".join(lines)
+
+
+def _challenge(rows: Sequence[_Beside]) -> list[str]:
+    """How a maintainer checks the claims once they are merged."""
+    named = [row for row in rows if MODEL_NAME.fullmatch(row.model) and PROTOCOL_NAME.fullmatch(row.protocol)]
+    if not named:
+        return []
+    commands = [
+        f'robench verify {FOLDER}/{row.model}/{row.protocol} --public-value "VALUE" --by "NAME"' for row in named
+    ]
+    how = (
+        "After the merge a maintainer attacks a random part again. `VALUE` is public and later than the merge, such as"
+    )
+    how += " a round of drand; `--data` says where the images lie. `robench refute` lets anybody lower a claim."
+    return [how, "", "```sh", *commands, "```", ""]
 
 
 def _sentence(finding: _Finding) -> str:

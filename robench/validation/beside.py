@@ -6,7 +6,7 @@ Not here: what follows from them (`verification`), and whether an image fools, w
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from robench.protocol import Protocol
 from robench.refutation import Refutation, read_refutation
 from robench.submission import MODEL_NAME, PROTOCOL_NAME, shown
 from robench.validation.findings import Finding
-from robench.validation.reading import Place, read_plain
+from robench.validation.reading import KEPT, Place, read_plain
 from robench.verification import Called, Verdict, called, read_verdict
 
 LARGEST = {verification.FOLDER: 2_000_000, refutation.FOLDER: refutation.LARGEST}
@@ -107,28 +107,46 @@ def _verdict(file: str, content: bytes, claim: _About, known: Mapping[str, Refut
 
 
 def check_orphans(repository: Path, claims: Iterable[Place]) -> Iterator[Finding]:
-    """Folders of verdicts and refutations beside which there is no claim."""
+    """Folders of verdicts and refutations beside which there is no claim, and what lies where only folders may."""
     known = {(place.model, place.protocol) for place in claims}
     for name in LARGEST:
-        for model in _names(repository / name):
-            for protocol in _names(repository / name / model):
+        for model in (yield from _folders(repository, name)):
+            for protocol in (yield from _folders(repository, f"{name}/{model}")):
                 if (model, protocol) not in known:
                     yield Finding("RB902", f"{name}/{model}/{protocol}", "", "no claim of this name", "a merged claim")
 
 
-def _names(folder: Path) -> list[str]:
-    """Names of the folders in a folder."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    except OSError:
+def _folders(repository: Path, where: str) -> Generator[Finding, None, list[str]]:
+    """Names of the folders in a folder, which is no link; what else lies there is found, and not followed."""
+    folder, names = repository / where, []
+    if folder.is_symlink():
+        yield Finding("RB104", where, "", "a link", "a folder")
         return []
+    try:
+        with os.scandir(folder) as listed:
+            entries = sorted(listed, key=lambda entry: entry.name)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        yield Finding("RB109", where, "", error.strerror or "unreadable", "a folder")
+        return []
+    for entry in entries:
+        if entry.is_dir(follow_symlinks=False):
+            names.append(entry.name)
+        elif entry.is_symlink():
+            yield Finding("RB104", f"{where}/{entry.name}", "", "a link", "a folder")
+        elif entry.name not in KEPT:
+            yield Finding("RB103", f"{where}/{entry.name}", "", "a file", "a folder")
+    return names
 
 
 def _files(place: Place, name: str) -> list[str]:
-    """Names of all that lies in a folder of one claim."""
+    """Names of all that lies in a folder of one claim; nothing where a folder on the way there is a link."""
+    folder = place.root.parent / name / place.model / place.protocol
+    if any(each.is_symlink() for each in (folder, folder.parent, folder.parent.parent)):
+        return []  # found by `check_orphans`
     try:
-        return sorted(each.name for each in (place.root.parent / name / place.model / place.protocol).iterdir())
+        return sorted(each.name for each in folder.iterdir())
     except OSError:
         return []
 

@@ -44,6 +44,8 @@ from robench.validation.findings import Finding
 
 LARGEST = {TOML: 16_384, RESULT: 262_144, OUTCOMES: 2_000_000}
 """Most bytes of each file."""
+KEPT = (".gitkeep", "README.md")
+"""Files that may lie among folders."""
 LONGEST_LINE = 320
 """Most bytes of a line of outcomes, on average."""
 LONGEST_CELLS = 2000
@@ -93,6 +95,8 @@ def root_of(path: Path) -> Path:
         raise SubmissionError(complaint(str(path), "path", "missing", "a claim, or a folder of claims"))
     inside = [folder for folder in (absolute, *absolute.parents) if folder.name == FOLDER]
     root = inside[0] if inside else absolute / FOLDER
+    if root.is_symlink():
+        raise SubmissionError(complaint(str(root), "path", "a link", "a folder", "Links are not followed."))
     if not root.is_dir():
         expected = f"a path in a folder `{FOLDER}`, or one that contains it"
         raise SubmissionError(complaint(str(path), "path", "elsewhere", expected))
@@ -136,7 +140,7 @@ def _subfolders(folder: Path, where: str, only: Sequence[str], findings: list[Fi
             yield entry.name
         elif entry.is_symlink():
             findings.append(_of_path("RB104", where, entry.name, "a link", "a folder"))
-        elif entry.name not in (".gitkeep", "README.md"):
+        elif entry.name not in KEPT:
             findings.append(_of_path("RB101", where, entry.name, "a file", "a folder"))
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import resource
+import shlex
 import subprocess
 import sys
 from collections import Counter
@@ -400,6 +401,9 @@ def test_the_comment_shows_findings_and_neighbours(repository: Path) -> None:
     assert text.startswith("<!-- robench -->\n**1 claim, valid.**\n")
     assert "delta under mini-pgd-linf@1, rank 4" in text
     assert "\n| beta | " in text
+    command = f'robench verify submissions/delta/{MINI.exact_name} --public-value "VALUE" --by "NAME"'
+    assert f"\n```sh\n{command}\n```\n" in text
+    assert _invoke(*shlex.split(command)[1:], "--help")[0] == 0
 
 
 def test_a_comment_of_nothing_is_empty(repository: Path) -> None:

@@ -379,6 +379,13 @@ def test_no_text_of_a_report_becomes_markup_in_a_comment(text: str) -> None:
     assert found.links == expected.links
 
 
+@pytest.mark.parametrize("model", ["a b", "a`b", "a\n```\n# b", "-rf", "", "a" * 100 + "b"])
+def test_a_comment_names_no_command_for_a_claim_of_another_shape(model: str) -> None:
+    row = {"model": model[:100], "protocol": "toy@1", "rank": "1", "headline": "x", "neighbours": []}
+    content = {"schema": "robench.report/1", "claims": 1, "findings": [], "rows": [row]}
+    assert ("robench verify" in comment(json.dumps(content).encode())) is (model[:100] == "a" * 100)
+
+
 LINKED = [
     "https://a.org",
     "www.a.org",

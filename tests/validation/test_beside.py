@@ -209,6 +209,42 @@ def test_links_and_other_files_are_not_read(place: Place) -> None:
     }
 
 
+@pytest.mark.parametrize("kind", ["refutations", "verifications"])
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_a_linked_folder_is_found_and_nothing_in_it_is_read(
+    place: Place, kind: str, depth: int, tmp_path: Path
+) -> None:
+    secret = "nobody should see this"
+    target = tmp_path / "elsewhere"
+    parts = [kind, place.model, place.protocol]
+    link = place.root.parent.joinpath(*parts[: depth + 1])
+    inside = target.joinpath(*parts[depth + 1 :])
+    inside.mkdir(parents=True)
+    (inside / "secret.json").write_text(json.dumps({"schema": secret}))
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+    report = validate([place.root], rules=RULES)
+    assert [(each.code, each.file) for each in report.findings] == [("RB104", "/".join(parts[: depth + 1]))]
+    assert secret not in str(report.findings)
+    assert "secret.json" not in str(report.findings)
+
+
+def test_a_file_among_folders_of_verdicts_is_found(place: Place) -> None:
+    (place.root.parent / "verifications" / "alpha").mkdir(parents=True)
+    (place.root.parent / "verifications" / "README.md").write_text("Verdicts.")
+    (place.root.parent / "verifications" / "alpha" / "notes.txt").write_text("x")
+    assert codes(place) == [("RB103", "verifications/alpha/notes.txt", "")]
+
+
+def test_a_linked_folder_of_submissions_is_refused(place: Place, tmp_path: Path) -> None:
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    (linked / "submissions").symlink_to(place.root)
+    for path in (linked, linked / "submissions", linked / "submissions" / place.model):
+        with pytest.raises(SubmissionError, match=r"`path` is a link; expected a folder\."):
+            validate([path], rules=RULES)
+
+
 def test_a_verdict_about_an_attack_that_is_none(tmp_path: Path) -> None:
     """Without an attack nothing is called broken, and what is right is what is called robust."""
     rules = toy_rules(200, attack=MISSING, budget=MISSING, score=MISSING)
