@@ -269,7 +269,9 @@ def attack_by_reference(
         left = robust.nonzero()[:, 0]
         for rows in torch.split(left, batch_size) if len(left) else ():  # an empty tensor splits into one empty part
             _announce(model, rows, images)
-            with torch.random.fork_rng(devices=gpus), warnings.catch_warnings():
+            # It asks for gradients where it wants them. Elsewhere it copies images that have some, and so would keep
+            # those of all steps until its last target: gigabytes.
+            with torch.no_grad(), torch.random.fork_rng(devices=gpus), warnings.catch_warnings():
                 warnings.filterwarnings("ignore", "there are .* points with zero gradient")  # see `Watched.silent`
                 found = peer(model)(images[rows], labels[rows]).detach()
             held = _right(model, found, labels[rows])

@@ -1,4 +1,4 @@
-"""Finds a model that is there twice: by its weights, its outcomes, its function, its margins.
+"""Finds a model that is there twice: by its weights, its loader, its outcomes, its function, its margins.
 
 A digest of weights changes with the last bit of one of them; what the model answers does not. So answers are compared
 as vectors scaled to length one, which finds a copy whose weights were nudged, re-encoded or scaled, too. Not here: one
@@ -6,7 +6,9 @@ claim alone.
 """
 
 import csv
+import json
 import math
+import tomllib
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +18,7 @@ from operator import mul
 from pydantic import ValidationError
 
 from robench.result import Result
-from robench.submission import OUTCOMES, RESULT
+from robench.submission import OUTCOMES, RESULT, TOML
 from robench.validation.findings import Finding
 from robench.validation.reading import LARGEST, Place, read_plain, unpack
 
@@ -45,6 +47,16 @@ class Identity:
         """Weights and configuration."""
         model = self.result.model
         return (model.state_digest, model.configuration_sha256) if model.state_digest is not None else None
+
+    @cached_property
+    def loader(self) -> str | None:
+        """How anybody gets the model, in one spelling; None where the claim does not say."""
+        try:
+            content = read_plain(self.place.folder / TOML, LARGEST[TOML])
+            said = tomllib.loads((content or b"").decode()).get("loader")
+            return json.dumps(said, sort_keys=True, default=str) if said else None
+        except (OSError, ValueError, RecursionError):
+            return None  # says its own finding where it is checked
 
     @cached_property
     def function(self) -> Sequence[float] | None:
@@ -118,8 +130,15 @@ def _same_digests(ordered: Sequence[Identity], checked: Collection[Place]) -> It
     by_state: dict[object, Identity] = {}
     by_outcomes: dict[object, Identity] = {}
     by_name: dict[str, Identity] = {}
+    by_loader: dict[str, Identity] = {}
     for each in ordered:
         file = each.place.file(RESULT)
+        if each.loader is not None:
+            like = by_loader.setdefault(each.loader, each)
+            known = each.state is not None and each.state == like.state  # said below
+            if like.name != each.name and each.place in checked and not known:
+                found = f"that of {like.place.file()}"
+                yield Finding("RB806", each.place.file(TOML), "/loader", found, "a loader of its own")
         if each.state is not None:
             first = by_state.setdefault(each.state, each)
             if first.name != each.name and each.place in checked:

@@ -62,8 +62,8 @@ def load_model(
     """Load a model by name, in eval mode, on the CPU, with its normalisation inside.
 
     Args:
-      reference: a bundled name, such as `mini-resnet`; `timm:NAME[@revision]`; `hf-hub:org/name[@revision]`; a folder
-        with timm's `config.json` and safetensors; or `module.path:function`.
+      reference: a bundled name, such as `mini-resnet`; `timm:NAME[@revision]`, or timm's name alone;
+        `hf-hub:org/name[@revision]`; a folder with timm's `config.json` and safetensors; or `module.path:function`.
       weights: a safetensors file in place of the bundled or downloaded weights.
       endpoint: address of the Hub; by default what `HF_ENDPOINT` says, else huggingface.co.
       cache_dir: folder of what is downloaded; by default what `HF_HUB_CACHE` or `HF_HOME` say.
@@ -109,7 +109,9 @@ def resolve(reference: str, *, weights: str | Path | None = None, hub: Hub | Non
         _refuse_weights(reference, weights, "with `module:function`", "Load the weights in the function.")
         name = reference.rpartition(":")[2]
         return Loaded(call_function(reference), name, reference, loader="module:function")
-    near = f"Did you mean `timm:{reference}`?" if timm_models.knows(reference) else did_you_mean(reference, MODELS)
+    if timm_models.knows(reference.partition("@")[0]):
+        return resolve(f"timm:{reference}", weights=weights, hub=hub)
+    near = did_you_mean(reference, MODELS)
     advice = near + " Other models are `timm:NAME`, `hf-hub:org/name`, `module.path:function`, or a folder."
     raise ModelError(complaint("robench", "model", f"`{reference}`", "the name of a model", advice))
 

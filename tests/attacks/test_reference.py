@@ -1,4 +1,5 @@
 import sys
+import weakref
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -293,3 +294,31 @@ def test_a_gradient_of_zero_is_told_once_for_each_stage_and_not_as_a_warning() -
     model = Steep().eval()
     _drive(stages, model, labelled_by(model, random_images(12)), on_event=lambda *event: told.append(event))
     assert told == [("zero gradient", {"attack": name}) for name in ("apgd-ce", "apgd-t", "fab-t")]
+
+
+@pytest.mark.parametrize("stage", [APGD(steps=40), APGD(steps=20, targets=2), FAB(steps=20, targets=2)])
+def test_images_of_steps_that_are_over_are_not_kept(stage: Attack) -> None:
+    shown: list[weakref.ref[Tensor]] = []
+    most = 0
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = small_net()
+
+        def forward(self, images: Tensor) -> Tensor:
+            nonlocal most
+            shown.append(weakref.ref(images))
+            most = max(most, sum(each() is not None for each in shown))
+            logits: Tensor = self.inner(images)
+            return logits
+
+    images = random_images(8)
+    model = Watching().eval()
+    with torch.no_grad():
+        labels = model(images).argmax(dim=1)
+    budget = LinfBall(0.001)  # nearly nothing falls, so that steps are made
+    (verdict,) = attack_by_reference([stage], model, images, labels, budget=budget, seed=0, batch_size=8)
+    assert verdict.robust.any()
+    assert not verdict.images.requires_grad
+    assert most <= 8

@@ -105,6 +105,26 @@ def test_two_models_under_one_name_are_found(tmp_path: Path) -> None:
     assert [finding.code for finding in findings] == ["RB805"]
 
 
+def test_a_loader_under_two_names_is_found_though_neither_model_has_weights_to_compare(tmp_path: Path) -> None:
+    code = {"repository": "https://a.org/x", "commit": "0" * 40, "entry_point": "a:b", "weights_sha256": "1" * 64}
+    bare = {"state_digest": None, "configuration_sha256": None, "fingerprint": ()}
+    for seed, (name, said) in enumerate([("alpha", code), ("beta", code), ("gamma", {**code, "entry_point": "a:c"})]):
+        record = drawn_record(name, seed).model_copy(update=bare)
+        claim(tmp_path, name, rules=RULES, seed=seed, record=record, words={"loader": said})
+    findings = [each for each in validate([tmp_path], rules=RULES).findings if each.code.startswith("RB8")]
+    assert [(each.code, each.file, each.found) for each in findings] == [
+        ("RB806", f"submissions/beta/{TOY}/submission.toml", f"that of submissions/alpha/{TOY}")
+    ]
+
+
+@pytest.mark.parametrize("content", ["loader = 3", "loader = []", "[loader", "", "\xff", "a = 1e999"])
+def test_a_loader_that_cannot_be_read_is_nobodys(content: str, tmp_path: Path) -> None:
+    for seed, name in enumerate(["alpha", "beta"]):
+        place = claim(tmp_path, name, rules=RULES, seed=seed, record=drawn_record(name, seed))
+        (place.folder / "submission.toml").write_text(content, encoding="latin-1")
+    assert not {"RB806"} & {each.code for each in validate([tmp_path], rules=RULES).findings} or content == "loader = 3"
+
+
 def _noisy(outcomes: list[Outcome], factor: float) -> list[Outcome]:
     """Margins scaled, and changed in their third digit."""
     return [

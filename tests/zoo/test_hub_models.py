@@ -82,10 +82,11 @@ def test_the_weights_of_a_timm_name_come_from_its_repository_at_a_commit(
     old = server.add(f"timm/{NAME}", published)
     changed = {**published, "README.md": b"new"}
     new = server.add(f"timm/{NAME}", changed)
-    loaded = resolve(f"timm:{NAME}", hub=place)
-    assert (loaded.name, loaded.reference, loaded.revision) == (NAME, f"timm:{NAME}", new)
-    assert loaded.model.mean.flatten().tolist() == pytest.approx(timm.get_pretrained_cfg(NAME).mean)
-    assert resolve(f"timm:{NAME}@{old}", hub=place).revision == old
+    for prefix in ("timm:", ""):
+        loaded = resolve(f"{prefix}{NAME}", hub=place)
+        assert (loaded.name, loaded.reference, loaded.revision) == (NAME, f"timm:{NAME}", new)
+        assert loaded.model.mean.flatten().tolist() == pytest.approx(timm.get_pretrained_cfg(NAME).mean)
+        assert resolve(f"{prefix}{NAME}@{old}", hub=place).revision == old
     assert {request.token for request in server.log} == {None}
 
 

@@ -120,7 +120,6 @@ def test_weights_may_be_text_or_path(weights: str | Path, tmp_path: Path, monkey
         ("mini-resnt", "Did you mean `mini-resnet`"),
         ("mini-diet-adv", "Did you mean `mini-deit-adv`"),
         ("Mini-ResNet-GELU", "Known: mini-deit, mini-deit-adv, mini-resnet"),
-        ("resnet50", "Did you mean `timm:resnet50`?"),
         ("", "Known: mini-deit, mini-deit-adv, mini-resnet"),
         ("../weights/mini-resnet", "Did you mean `mini-resnet`"),
     ],
