@@ -22,6 +22,8 @@ _QUESTIONS = {
     "family": f"Family ({', '.join(FAMILIES)})",
 }
 """What must be said, and how it is asked for."""
+_PAPER = "Paper (https address; empty: none)"
+"""What may be said, and is asked for with the rest."""
 
 
 def submit(
@@ -55,7 +57,10 @@ def submit(
         "licence": licence,
         "family": family,
     }
+    asks = None in said.values()
     content: dict[str, object] = {"schema": SCHEMA, **_answered(said)}
+    if paper is None and asks:
+        paper = typer.prompt(_PAPER, default="", show_default=False) or None
     content |= {key: value for key, value in {"paper": paper, "notes": notes}.items() if value is not None}
     keys = _loader(result, loader or [])
     if keys:

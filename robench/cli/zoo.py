@@ -17,7 +17,7 @@ HEADINGS = {
     "bundled": "Bundled: `robench evaluate NAME PROTOCOL`",
     "published": "On the Hub: `robench evaluate NAME PROTOCOL`",
     "pickled": "On the Hub as a pickle, made loadable by a conversion",
-    "unpublished": "Not published: trained as said, then converted and put on the Hub",
+    "unpublished": "Not published: trained on ImageNet's `train` and `val`, and put on the Hub",
 }
 
 
@@ -41,8 +41,6 @@ def _show(baseline: "Baseline") -> None:
     """A baseline: what it is on one line, what to type below it, on lines of their own to be copied."""
     facts = [f"{baseline.input_size} pixels", f"{baseline.parameters:,} parameters", *filter(None, [baseline.licence])]
     out.print(f"  {baseline.title}: {', '.join(facts)}", markup=False)
-    if baseline.recipe is not None:
-        out.print(f"    recipe: {baseline.recipe.strip()}", markup=False)
     named = [baseline.name] if baseline.status == "published" else baseline.commands
     for line in named if baseline.status != "bundled" else ():
         out.print(f"    {line}", markup=False)

@@ -4,13 +4,11 @@ The list is `baselines.toml`. Not here: how they are loaded (`zoo`) and converte
 """
 
 import importlib.resources
-import json
 import shlex
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
-from typing import Any, Literal
+from typing import Literal
 
 from robench.zoo.mini import ARCHITECTURES, MODELS
 
@@ -25,16 +23,13 @@ class Baseline:
 
     Attributes:
       title: what people call it.
-      name: what robench loads, what `robench convert` converts, or for what nobody has published, what to call it.
+      name: what robench loads, what `robench convert` converts, or the recipe of what nobody has published.
       status: where it is.
       parameters: how many.
       input_size: side of its images, in pixels.
       licence: of the weights; None: there are none.
       architecture: timm's name, where a conversion needs it.
-      arguments: of the architecture, as in `model_args` of timm's `config.json`.
-      mean, std: what its images are normalised with, where that is not what timm says of the architecture.
       sha256: of the pickle, where it is pinned.
-      recipe: how it is trained, where nobody has published it.
     """
 
     title: str
@@ -44,24 +39,16 @@ class Baseline:
     input_size: int
     licence: str | None = None
     architecture: str | None = None
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
     sha256: str | None = None
-    recipe: str | None = None
 
     @property
     def commands(self) -> tuple[str, ...]:
-        """What to type to get it, for a shell; several where it has to be made and put on the Hub."""
+        """What to type to get it, for a shell; of what is trained, with the command that puts it on the Hub."""
         if self.status == "pickled":
             folder = self.name.rpartition("/")[2].rpartition(".")[0]
             return (shlex.join(["robench", "convert", self.name, folder]),)
         if self.status == "unpublished":
-            arguments = ["--model-args", json.dumps(self.arguments)] if self.arguments else []
-            for option, values in (("--mean", self.mean), ("--std", self.std)):
-                arguments += [option, ",".join(map(str, values))] if values else []
-            command = ["robench", "convert", "CHECKPOINT", self.name, "--architecture", str(self.architecture)]
-            return shlex.join(command + arguments), shlex.join(["hf", "upload", f"YOU/{self.name}", self.name])
+            return (shlex.join(["robench", "train", self.name, "--data", "IMAGENET", "--push", f"YOU/{self.name}"]),)
         return (shlex.join(["robench", "evaluate", self.name, "PROTOCOL"]),)
 
 

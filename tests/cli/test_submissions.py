@@ -283,17 +283,22 @@ def test_submit_asks_for_nothing_where_nobody_can_answer(repository: Path) -> No
     )
 
 
-def test_submit_asks_for_what_is_missing_on_a_terminal(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("paper", ["", "https://example.org/paper"])
+def test_submit_asks_for_what_is_missing_on_a_terminal(
+    paper: str, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     _run(repository / "run")
     commit(repository)
     monkeypatch.setattr("robench.cli.submit._can_answer", lambda: True)
-    answers = "Me\nToys\nMIT\ncnn\n"
+    answers = f"Me\nToys\nMIT\ncnn\n{paper}\n"
     result = CliRunner().invoke(app, ["submit", "run"], input=answers)
     assert result.exit_code == 0, result.output
     assert "Training data (all of it, such as ImageNet-1k): " in result.output
-    assert 'author = "Me"' in git(
-        repository, "show", f"submit/toy-net/mini-pgd-linf-1:submissions/toy-net/{MINI.exact_name}/{TOML}"
-    )
+    assert "Paper (https address; empty: none): " in result.output
+    written = git(repository, "show", f"submit/toy-net/mini-pgd-linf-1:submissions/toy-net/{MINI.exact_name}/{TOML}")
+    assert 'author = "Me"' in written
+    assert (f'paper = "{paper}"' in written) is bool(paper)
+    assert ("paper" in written) is bool(paper)
 
 
 def test_submit_takes_a_loader_by_its_keys(repository: Path) -> None:

@@ -7,6 +7,8 @@ import timm
 import torch
 
 from robench.hub import parse
+from robench.training import load_recipe
+from robench.training.construction import build_model
 from robench.zoo import MODELS, load_model
 from robench.zoo.baselines import Baseline, bundled, listed, pickled
 
@@ -14,10 +16,17 @@ LISTED = [pytest.param(each, id=each.title) for each in listed()]
 
 
 @pytest.mark.parametrize("baseline", LISTED)
-def test_a_baseline_is_as_timm_states_it(baseline: Baseline) -> None:
+def test_a_baseline_is_as_timm_or_its_recipe_states_it(baseline: Baseline) -> None:
+    if baseline.status == "unpublished":
+        recipe = load_recipe(baseline.name)
+        assert recipe.data.size == baseline.input_size
+        with torch.device("meta"):
+            built = build_model(recipe)
+        assert sum(parameter.numel() for parameter in built.parameters()) == baseline.parameters
+        return
     name = baseline.name.removeprefix("timm:") if baseline.status == "published" else baseline.architecture
     with torch.device("meta"):
-        network = timm.create_model(name, pretrained=False, **baseline.arguments)
+        network = timm.create_model(name, pretrained=False)
     assert sum(parameter.numel() for parameter in network.parameters()) == baseline.parameters
     settings = network.pretrained_cfg
     assert tuple(settings["input_size"]) == (3, baseline.input_size, baseline.input_size)
@@ -32,8 +41,8 @@ def test_names_and_titles_are_unique_and_each_kind_is_whole() -> None:
     assert len({each.name for each in rows}) == len({each.title for each in rows}) == len(rows)
     assert {each.status for each in rows} == {"bundled", "published", "pickled", "unpublished"}
     for each in rows:
-        assert (each.licence is None) == (each.status == "unpublished") == (each.recipe is not None)
-        assert (each.architecture is not None) == (each.status in ("pickled", "unpublished"))
+        assert (each.licence is None) == (each.status == "unpublished")
+        assert (each.architecture is not None) == (each.status == "pickled")
 
 
 def test_what_everyone_compares_with_is_there() -> None:
@@ -52,11 +61,8 @@ def test_commands_are_for_a_shell() -> None:
     assert commands["ResNet-50"] == [["robench", "evaluate", "timm:resnet50.a1_in1k", "PROTOCOL"]]
     source = "hf-hub:madrylab/robust-imagenet-models/resnet50_linf_eps4.0.ckpt"
     assert commands["ResNet-50, L-inf 4/255, Salman 2020"] == [["robench", "convert", source, "resnet50_linf_eps4.0"]]
-    made, pushed = commands["DeiT-Mini, 100 epochs"]
-    assert made[:4] == ["robench", "convert", "CHECKPOINT", "deit-mini"]
-    assert made[4:6] == ["--architecture", "deit_small_patch16_224"]
-    assert made[6:] == ["--model-args", '{"embed_dim": 256, "num_heads": 4}']
-    assert pushed == ["hf", "upload", "YOU/deit-mini", "deit-mini"]
+    trained = ["robench", "train", "deit-mini", "--data", "IMAGENET", "--push", "YOU/deit-mini"]
+    assert commands["DeiT-Mini, 100 epochs"] == [trained]
 
 
 def test_a_pickle_is_known_at_any_revision() -> None:
