@@ -1,5 +1,7 @@
 """What stands beside a shifted result: clean accuracy on its own classes, enough logits, and who made the images."""
 
+import json
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from robench.cli.shifts import show_beside_clean
 from robench.comparison import clean_among
 from robench.data.copies import MANIFESTS, generated_by
 from robench.data.imagenet.subsets import subset
+from robench.data.trees import FolderTree
 from robench.errors import DataError, ModelError
 from robench.evaluation import Options, evaluate
 from tests.shifted_trees import cells_tree, pictures, validation_names, wnid_tree
@@ -92,10 +95,28 @@ def test_images_that_robench_made_are_never_official(manifest: str | None, tmp_p
     said = f"The images were made by robench, as {manifest} says; they are not the published set."
     assert (said in result.caveats) == (manifest is not None)
     assert result.data.official == (manifest is None)
+    assert result.data.source == ("imagenet-c-generated" if manifest is not None else "imagenet-c")
+
+
+@pytest.mark.parametrize("frost", ["procedural", "published", "<b>", None])
+def test_an_archive_that_robench_made_is_known_by_its_manifest_and_says_what_frost_was(
+    frost: str | None, tmp_path: Path
+) -> None:
+    root = cells_tree(tmp_path / "c", pictures(tmp_path / "pictures"), validation_names(4))
+    (root / "robench-corruptions.json").write_text(json.dumps({} if frost is None else {"frost": frost}))
+    with tarfile.open(tmp_path / "c.tar", "w", dereference=True) as archive:
+        archive.add(root, arcname="c")
+    options = Options(name="first", workers=0)
+    path = tmp_path / "c.tar"
+    result = evaluate(first_class, "imagenet-c", data=path, limit=4, run_dir=tmp_path / "run", options=options)
+    more = f" (frost: {frost})" if frost in ("procedural", "published") else ""
+    said = f"The images were made by robench, as robench-corruptions.json{more} says; they are not the published set."
+    assert said in result.caveats
+    assert (result.data.source, result.data.official) == ("imagenet-c-generated", False)
 
 
 def test_a_manifest_is_found_from_the_folder_of_classes(tmp_path: Path) -> None:
     tree = wnid_tree(tmp_path / "sin" / "val", pictures(tmp_path / "pictures", size=(8, 8)), range(2))
-    assert generated_by(tree) is None
+    assert generated_by(FolderTree(tree)) is None
     (tmp_path / "sin" / "robench-stylized.json").write_text("{}\n")
-    assert generated_by(tree) == "robench-stylized.json"
+    assert generated_by(FolderTree(tree)) == "robench-stylized.json"

@@ -105,22 +105,32 @@ def check(
     location = location_of(wanted.data.source) if folder is None else None
     root = location.path if location is not None else folder
     archives = {path.name: as_published(path) for path in archives_of(root)} if root is not None else {}
-    ready = own and not found.unreadable and False not in archives.values()
+    generated = getattr(source, "generated", None)
+    ready = own and not found.unreadable and False not in archives.values() and generated is None
     if json:
         report = dataclasses.asdict(found)
         report |= {"ok": ready, "protocol": wanted.exact_name, "ids_are_the_protocols": own, "archives": archives}
+        report["generated"] = generated
         print_json(report)
     else:
-        _show(wanted, found, own=own, ready=ready, archives=archives)
+        _show(wanted, found, own=own, ready=ready, archives=archives, generated=generated)
     if not ready:
         raise typer.Exit(1)
 
 
 def _show(
-    protocol: Protocol, found: "Examination", *, own: bool, ready: bool, archives: Mapping[str, bool | None]
+    protocol: Protocol,
+    found: "Examination",
+    *,
+    own: bool,
+    ready: bool,
+    archives: Mapping[str, bool | None],
+    generated: str | None,
 ) -> None:
     table = Table("what", Column("found", overflow="fold"))
     table.add_row("source", Text(found.source))
+    if generated is not None:
+        table.add_row("made by", f"robench, as {generated} says: NOT the published images")
     table.add_row("images", f"{found.count}, {protocol.exact_name} has {protocol.data.count}")
     named = {
         "missing images": found.missing,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robench.data.trees import contents_of
+from robench.data.trees import Tree, contents_of
 from robench.errors import DataError, complaint, first_few
 
 try:
@@ -190,10 +190,26 @@ def reason_of(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def generated_by(root: Path) -> str | None:
-    """Name of the manifest of a tree, in its root or up to three folders above; None where it has none."""
-    for folder in (root, *root.parents[:3]):
-        for name in MANIFESTS:
-            if (folder / name).is_file():
-                return name
+def generated_by(tree: Tree, folder: str = "") -> str | None:
+    """Name of the manifest that lies in a folder of a tree or above it, and what it says of frost; None without one.
+
+    Args:
+      tree: a folder or archives; up to three folders above it are looked at, too.
+      folder: where its images lie.
+    """
+    inside = ["/".join(folder.split("/")[:depth]) for depth in range(folder.count("/") + 1, -1, -1)]
+    for name in MANIFESTS:
+        within = [tree.file(f"{place}/{name}".lstrip("/")).path for place in inside]
+        for path in (*within, *(above / name for above in tree.root.parents[:3])):
+            with suppress(OSError):
+                return name + _of_frost(path.read_bytes())
     return None
+
+
+def _of_frost(manifest: bytes) -> str:
+    """What frost is made of, in brackets; nothing where a manifest does not say."""
+    try:
+        frost = json.loads(manifest)["frost"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return f" (frost: {frost})" if frost in ("published", "procedural") else ""

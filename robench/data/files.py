@@ -38,7 +38,7 @@ class FileSource:
         they are unreadable. None: nothing says what should be there.
       wanted: labels that should occur; None: all classes.
       reference: what names the data on the Hub, with its commit; None: they are only a folder.
-      generated: name of the manifest that says how robench made the images; None: it did not.
+      generated: the manifest that says how robench made the images, see `copies.generated_by`; None: it did not.
     """
 
     name: str

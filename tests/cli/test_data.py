@@ -170,6 +170,10 @@ def test_a_set_without_known_ids_is_ready_when_count_and_classes_are_right(
     code, stdout = _check(str(tmp_path / "small.toml"), "--data", str(tmp_path / "imagenet-a.tar"))
     assert code == 0
     assert "aspublished(MD5)" in _cells(stdout)
+    (root / "robench-stylized.json").write_text("{}")
+    code, report = _json(str(tmp_path / "small.toml"), "--data", str(root))
+    assert (code, report["ok"], report["generated"]) == (1, False, "robench-stylized.json")
+    (root / "robench-stylized.json").unlink()
     shutil.rmtree(root / wnids()[subset("imagenet-a")[4]])
     code, report = _json(str(tmp_path / "small.toml"), "--data", str(root))
     assert (code, report["ok"], report["missing_classes"]) == (1, False, [wnids()[subset("imagenet-a")[4]]])
@@ -184,6 +188,11 @@ def test_every_cell_is_looked_at(tmp_path: Path) -> None:
     code, report = _json("imagenet-c", "--data", str(root), "--workers", "0")
     assert (code, report["count"], report["images"], len(report["missing"])) == (1, 2, 150, 49_998)
     assert [reason.split(":")[0] for reason in report["unreadable"]] == [f"snow/2/{names[1]}"]
+    assert report["generated"] is None
+    (root / "robench-corruptions.json").write_text('{"frost": "procedural"}')
+    code, stdout = _check("imagenet-c", "--data", str(root), "--workers", "0")
+    assert code == 1
+    assert "robench,asrobench-corruptions.json(frost:procedural)says:NOTthepublishedimages" in _cells(stdout)
     shutil.rmtree(root / "snow" / "4")
     with pytest.raises(DataError, match=r"`cells` is 1 missing \(snow/4\); expected all 75 cells of 15 corruptions"):
         _check("imagenet-c", "--data", str(root))

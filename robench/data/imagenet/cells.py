@@ -40,7 +40,7 @@ class CellSource:
       folders: of each cell, in the order of the protocol.
       decoder: how files become images.
       clean: the clean images of the same examples, in the same order; None: none are given.
-      generated: name of the manifest that says how robench made the cells; None: it did not.
+      generated: the manifest that says how robench made the cells, see `copies.generated_by`; None: it did not.
     """
 
     name: str
@@ -128,7 +128,9 @@ def open_cells(
     else:
         examples = [FileExample(file, classes_by_wnid()[file.split("/")[0]], file) for file in files]
         source = CellSource("folder", tree, in_order_of_hash(examples, where=str(tree.root)), folders, decoder)
-    source = replace(source, generated=generated_by(tree.root / next(iter(folders.values()))))
+    generated = generated_by(tree, next(iter(folders.values())))
+    if generated is not None:
+        source = replace(source, generated=generated, name="imagenet-c-generated")
     return source if clean is None else replace(source, clean=_clean(source, clean, decoder, limit))
 
 

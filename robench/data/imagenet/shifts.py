@@ -88,7 +88,7 @@ def open_shift(name: str, root: Path, decoder: Decoder, *, limit: int | None = N
     if not examples:
         raise DataError(complaint(str(root), "data", "empty", expected))
     ordered = in_order_of_hash(examples, where=str(root))
-    return FileSource(name, tree, ordered, wnids(), decoder, wanted=shift.labels, generated=generated_by(tree.root))
+    return FileSource(name, tree, ordered, wnids(), decoder, wanted=shift.labels, generated=generated_by(tree))
 
 
 def _open_samples(name: str, tree: Tree, decoder: Decoder, *, whole: bool, expected: str) -> FileSource:
@@ -99,9 +99,7 @@ def _open_samples(name: str, tree: Tree, decoder: Decoder, *, whole: bool, expec
         raise DataError(complaint(where, "data", "without class folders", expected))
     rows = list(zip(images, numbers, images, strict=True))
     examples = examples_of(name, rows, [], where=where, whole=whole)
-    return FileSource(
-        name, tree, examples, wnids(), decoder, wanted=SHIFTS[name].labels, generated=generated_by(tree.root)
-    )
+    return FileSource(name, tree, examples, wnids(), decoder, wanted=SHIFTS[name].labels, generated=generated_by(tree))
 
 
 def examples_of(
