@@ -1,6 +1,9 @@
 """verify and refute as maintainers and sceptics run them, from a claim to its row on the leaderboard."""
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -164,3 +167,62 @@ def test_the_guide_explains_every_key_of_verdicts_and_refutations() -> None:
     keys = {*Verdict.model_fields, *Again.model_fields, *Confirmed.model_fields}
     keys |= {*Refutation.model_fields, *Change.model_fields}
     assert {key for key in keys - {"schema_name"} if f"`{key}`" not in guide} == set()
+
+
+# --- all of it, with nothing drawn or placed by hand
+
+
+def test_a_real_run_goes_all_the_way_through_a_bare_clone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluate, submit, push past the hook that validates, merge, rebuild, verify, and the tier on the leaderboard."""
+    origin, author, maintainer = (tmp_path / name for name in ("origin.git", "author", "maintainer"))
+    author.mkdir()
+    git(author, "init", "--quiet", "--initial-branch", "main")
+    (author / "benchmarks").mkdir()
+    (author / "benchmarks" / "protocols.lock").write_text("")
+    (author / "submissions").mkdir()
+    (author / "submissions" / "README.md").write_text("Claims.\n")
+    (author / ".gitignore").write_text("runs/\n")
+    commit(author)
+    git(tmp_path, "clone", "--quiet", "--bare", str(author), str(origin))
+    tree = 'rm -rf tree && mkdir tree && git archive "$new" | tar -x -C tree'
+    check = f"{sys.executable} -m robench validate tree/submissions >&2"
+    hook = origin / "hooks" / "pre-receive"
+    hook.write_text(f"#!/bin/sh\nset -e\nwhile read old new ref; do {tree}; {check}; done\n")
+    hook.chmod(0o755)
+    git(author, "remote", "add", "origin", str(origin))
+    git(tmp_path, "clone", "--quiet", str(origin), str(maintainer))
+    for clone in (author, maintainer):
+        git(clone, "config", "user.name", "A. Person")
+        git(clone, "config", "user.email", "a@example.org")
+
+    monkeypatch.chdir(author)
+    assert _invoke("evaluate", "mini-resnet", "mini-a", "--run-dir", "runs/mine")[0] == 0
+    words = ("--author", "A. Person", "--training-data", "mini", "--licence", "Apache-2.0", "--family", "cnn")
+    assert _invoke("submit", "runs/mine", *words)[0] == 0
+    git(author, "push", "--quiet", "origin", "submit/mini-resnet/mini-a-1")
+
+    monkeypatch.chdir(maintainer)
+    git(maintainer, "fetch", "--quiet")
+    branch = "origin/submit/mini-resnet/mini-a-1"
+    git(maintainer, "merge", "--quiet", "--no-ff", "--message", "merge", branch)
+    assert _invoke("validate", "--base", "HEAD~1")[0] == 0
+    assert _invoke("leaderboard")[0] == 0
+    assert "| checked |" in (maintainer / "leaderboard.md").read_text()
+    commit(maintainer, "leaderboard")
+    claim = "submissions/mini-resnet/mini-a@1"
+    code, stdout = _invoke("verify", claim, "--public-value", "round 7", "--by", "A. Maintainer")
+    assert code == 0
+    assert re.search(r": 0 of \d+ fell\ntier by this verdict: (spot-verified|reproduced)\n", stdout)
+    tier = stdout.partition("verdict: ")[2].split()[0]
+    assert _invoke("leaderboard")[0] == 0
+    assert f"| {tier} |" in (maintainer / "leaderboard.md").read_text()
+    commit(maintainer, "verified")
+    git(maintainer, "push", "--quiet", "origin", "main")
+    assert git(origin, "rev-parse", "main") == git(maintainer, "rev-parse", "HEAD")
+
+    path = maintainer / claim / "result.json"  # what the hook is for
+    path.write_text(path.read_text().replace('"numerator": ', '"numerator": 1'))
+    commit(maintainer, "cheat")
+    with pytest.raises(subprocess.CalledProcessError):
+        git(maintainer, "push", "--quiet", "origin", "main")
+    assert git(origin, "rev-parse", "main") != git(maintainer, "rev-parse", "HEAD")
