@@ -11,7 +11,7 @@ import pytest
 
 from robench.errors import DataError, ModelError
 from robench.hub import Hub, Snapshot, open_snapshot, parse
-from tests.hub_server import TOKEN, FakeHub, serving
+from tests.hub_server import SLOW, TOKEN, FakeHub, serving
 
 FILES = {"config.json": b'{"architecture": "none"}', "model.safetensors": bytes(range(256)) * 40}
 WANTED = tuple(FILES)
@@ -130,6 +130,7 @@ FAULTS = [
     ("head", "slow", r"`repository` is not to be had \(\w*Timeout: .*\); expected `config.json`"),
     ("head", "without X-Repo-Commit", r"`answer` is without X-Repo-Commit; .* Check HF_ENDPOINT, and any proxy\."),
     ("head", "without ETag X-Linked-Etag", r"`answer` is without ETag; expected that of a Hub"),
+    ("get", 401, r"`repository` is missing, or private; expected `config.json`"),
     ("get", 403, r"`repository` is refused by the Hub with status 403; expected `config.json`"),
     ("get", 404, r"`repository` is refused by the Hub with status 404; expected `config.json`"),
     ("get", 503, DOWN.format(503)),
@@ -153,6 +154,12 @@ def test_what_goes_wrong_is_said_within_seconds(
     assert time.monotonic() - began < LONGEST
     assert list((Path(place.cache_dir or "")).rglob("snapshots/*/*")) == []  # nothing is left that another call takes
     server.faults.clear()
+    assert _fetched(place) == FILES
+
+
+def test_a_slow_download_is_waited_for_longer_than_a_question(server: FakeHub, place: Hub) -> None:
+    server.faults["get"] = "slow"
+    assert place.seconds < SLOW
     assert _fetched(place) == FILES
 
 
