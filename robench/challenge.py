@@ -213,7 +213,7 @@ def verify(
     asked = said.drawn_robust(seed, 0 if draw.nothing else said.count if draw.whole else size)
     controls = said.controls(seed, len(asked))
     place = claim.place
-    beside = sorted((place.root.parent / REFUTATIONS / place.model / place.protocol).glob("*.json"))
+    beside = [path for path in place.beside(REFUTATIONS) if path.suffix == ".json"]
     job = Job(
         model="",
         protocol=protocol,

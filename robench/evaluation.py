@@ -163,7 +163,8 @@ def resume(
     folder = Path(run_dir)
     run = Run.open(folder)
     plan = run.plan
-    if plan.model.reference is None or plan.data.source not in ("folder", "hub", plan.protocol["data"]["source"]):
+    own = plan.protocol["data"]["source"]
+    if plan.model.reference is None or plan.data.source not in ("folder", "hub", own, f"{own}-generated"):
         what = "a model" if plan.model.reference is None else "data"
         advice = f'Call `robench.evaluate` again with the same arguments and `run_dir="{folder}"`.'
         raise RunError(complaint(str(folder), "plan.json", f"of {what} handed in from Python", "names to load", advice))

@@ -128,7 +128,7 @@ class Looking:
         self.names: Sequence[str] = source.view_names if isinstance(source, Views) else [CLEAN]
         self.slots = slots
         self.shape: torch.Size | None = None
-        self.images: Tensor | None = None
+        self.last: Tensor | None = None
 
     def outcomes(
         self,
@@ -191,7 +191,8 @@ class Looking:
     ) -> None:
         """Show one batch, and note what the model says to each view."""
         device = self.classifier.device
-        self.images = images = batch_of([each.image for each in batch], device, last=self.images)
+        images = batch_of([each.image for each in batch], device, last=self.last)
+        self.last = images if device.type == "cpu" and batch[0].image.dtype == torch.uint8 else None
         labels = torch.tensor([self.source.labels[each.position] for each in batch], device=device)
 
         def halve(error: Exception) -> None:

@@ -349,10 +349,10 @@ def read_verdict(content: bytes, *, where: str) -> Verdict:
         return Verdict.model_validate_json(content)
 
 
-def read_verdicts(folder: Path) -> list[Verdict]:
-    """The verdicts about one claim; none where the folder is missing.
+def read_verdicts(files: Iterable[Path]) -> list[Verdict]:
+    """The verdicts among files that lie beside one claim.
 
     Raises:
       SubmissionError: a file is no verdict.
     """
-    return [read_verdict(path.read_bytes(), where=str(path)) for path in sorted(folder.glob("*.json"))]
+    return [read_verdict(path.read_bytes(), where=str(path)) for path in files if path.suffix == ".json"]

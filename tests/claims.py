@@ -126,7 +126,7 @@ def result_of(the_protocol: Protocol, outcomes: Sequence[Outcome], model: ModelR
 
 
 def loader(model: ModelRecord) -> dict[str, str]:
-    return {"bundled": str(model.reference or model.name), "weights_sha256": str(model.weights_sha256)}
+    return {"bundled": str(model.reference), "weights_sha256": str(model.weights_sha256)}
 
 
 def to_toml(words: dict[str, Any]) -> str:

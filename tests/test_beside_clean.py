@@ -5,16 +5,18 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import timm
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from robench.cli.shifts import show_beside_clean
 from robench.comparison import clean_among
 from robench.data.copies import MANIFESTS, generated_by
 from robench.data.imagenet.subsets import subset
-from robench.data.trees import FolderTree
+from robench.data.trees import FolderTree, SubTree, open_tree
 from robench.errors import DataError, ModelError
-from robench.evaluation import Options, evaluate
+from robench.evaluation import Options, evaluate, resume
 from tests.shifted_trees import cells_tree, pictures, validation_names, wnid_tree
 
 A = subset("imagenet-a")
@@ -118,5 +120,37 @@ def test_an_archive_that_robench_made_is_known_by_its_manifest_and_says_what_fro
 def test_a_manifest_is_found_from_the_folder_of_classes(tmp_path: Path) -> None:
     tree = wnid_tree(tmp_path / "sin" / "val", pictures(tmp_path / "pictures", size=(8, 8)), range(2))
     assert generated_by(FolderTree(tree)) is None
+    with tarfile.open(tmp_path / "sin.tar", "w", dereference=True) as archive:
+        archive.add(tmp_path / "sin", arcname="sin")
+    whole = open_tree(tmp_path / "sin.tar", "images")
+    assert generated_by(SubTree(whole, "sin/val")) is None
     (tmp_path / "sin" / "robench-stylized.json").write_text("{}\n")
+    with tarfile.open(tmp_path / "sin.tar", "w", dereference=True) as archive:
+        archive.add(tmp_path / "sin", arcname="sin")
+    assert generated_by(SubTree(open_tree(tmp_path / "sin.tar", "images"), "sin/val")) == "robench-stylized.json"
     assert generated_by(FolderTree(tree)) == "robench-stylized.json"
+
+
+def test_a_manifest_lies_beside_several_archives(tmp_path: Path) -> None:
+    root = cells_tree(tmp_path / "c", pictures(tmp_path / "pictures"), validation_names(4))
+    tars = tmp_path / "tars"
+    tars.mkdir()
+    for folder in sorted(root.iterdir()):
+        with tarfile.open(tars / f"{folder.name}.tar", "w", dereference=True) as archive:
+            archive.add(folder, arcname=folder.name)
+    (tars / "robench-corruptions.json").write_text("{}")
+    options = Options(name="first", workers=0)
+    result = evaluate(first_class, "imagenet-c", data=tars, limit=4, run_dir=tmp_path / "run", options=options)
+    assert result.data.source == "imagenet-c-generated"
+
+
+def test_a_run_on_a_generated_tree_is_resumed_by_name(tmp_path: Path) -> None:
+    root = cells_tree(tmp_path / "c", pictures(tmp_path / "pictures"), validation_names(4))
+    (root / "robench-corruptions.json").write_text("{}")
+    small = timm.create_model("test_resnet", pretrained=False)
+    save_file(small.state_dict(), tmp_path / "small.safetensors")
+    options = Options(weights=tmp_path / "small.safetensors", workers=0)
+    folder = tmp_path / "run"
+    result = evaluate("timm:test_resnet", "imagenet-c", data=root, limit=2, run_dir=folder, options=options)
+    (folder / "result.json").unlink()
+    assert resume(folder, workers=0).outcomes == result.outcomes

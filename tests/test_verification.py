@@ -136,13 +136,13 @@ def test_a_verdict_that_cannot_be_is_refused(changes: dict[str, Any]) -> None:
 
 
 def test_verdicts_are_read_from_their_folder(tmp_path: Path) -> None:
-    assert read_verdicts(tmp_path / "none") == []
+    assert read_verdicts([]) == []
     (tmp_path / "b.json").write_bytes(verdict(fell=1).to_bytes())
     (tmp_path / "a.json").write_text(verdict().model_dump_json(by_alias=True))
-    assert read_verdicts(tmp_path) == [verdict(), verdict(fell=1)]
+    assert read_verdicts(sorted(tmp_path.iterdir())) == [verdict(), verdict(fell=1)]
     (tmp_path / "c.json").write_text('{"tier": "reproduced"}')
     with pytest.raises(SubmissionError, match=r"c.json: `verdict` is malformed .*; expected a robench.verdict/1"):
-        read_verdicts(tmp_path)
+        read_verdicts(sorted(tmp_path.iterdir()))
 
 
 # --- which examples are asked about

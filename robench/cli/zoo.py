@@ -17,7 +17,7 @@ HEADINGS = {
     "bundled": "Bundled: `robench evaluate NAME PROTOCOL`",
     "published": "On the Hub: `robench evaluate NAME PROTOCOL`",
     "pickled": "On the Hub as a pickle, made loadable by a conversion",
-    "unpublished": "Not published: trained on ImageNet's `train` and `val`, and put on the Hub",
+    "unpublished": "Not published: trained on ImageNet (its `val` is watched), and put on the Hub",
 }
 
 

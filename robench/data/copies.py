@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from robench.data.trees import Tree, contents_of
+from robench.data.trees import SubTree, Tree, contents_of
 from robench.errors import DataError, complaint, first_few
 
 try:
@@ -197,12 +197,19 @@ def generated_by(tree: Tree, folder: str = "") -> str | None:
       tree: a folder or archives; up to three folders above it are looked at, too.
       folder: where its images lie.
     """
+    while isinstance(tree, SubTree):
+        tree, at = tree.within
+        folder = f"{at}/{folder}".rstrip("/")
     inside = ["/".join(folder.split("/")[:depth]) for depth in range(folder.count("/") + 1, -1, -1)]
     for name in MANIFESTS:
         within = [tree.file(f"{place}/{name}".lstrip("/")).path for place in inside]
-        for path in (*within, *(above / name for above in tree.root.parents[:3])):
-            with suppress(OSError):
+        for path in (*within, *(above / name for above in (tree.root, *tree.root.parents[:3]))):
+            try:
                 return name + _of_frost(path.read_bytes())
+            except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+                continue
+            except OSError:  # it is there, whatever it says
+                return name
     return None
 
 

@@ -126,6 +126,11 @@ class SubTree:
     def root(self) -> Path:
         return self._whole.root / self._at
 
+    @property
+    def within(self) -> tuple[Tree, str]:
+        """The tree that it is a folder of, and which."""
+        return self._whole, self._at
+
     def contents(self, at: str = "") -> tuple[list[str], list[str]]:
         return self._whole.contents(f"{self._at}/{at}".rstrip("/"))
 

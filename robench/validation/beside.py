@@ -29,7 +29,7 @@ def check_beside(
     place: Place, result_sha256: str, protocol: Protocol, outcomes: Sequence[Outcome]
 ) -> Iterator[Finding]:
     """Verdicts and refutations of a claim."""
-    folders = {name: _files(place, name) for name in LARGEST}
+    folders = {name: [path.name for path in place.beside(name)] for name in LARGEST}  # links: see `check_orphans`
     if not any(folders.values()):
         return
     findings: list[Finding] = []
@@ -138,17 +138,6 @@ def _folders(repository: Path, where: str) -> Generator[Finding, None, list[str]
         elif entry.name not in KEPT:
             yield Finding("RB103", f"{where}/{entry.name}", "", "a file", "a folder")
     return names
-
-
-def _files(place: Place, name: str) -> list[str]:
-    """Names of all that lies in a folder of one claim; nothing where a folder on the way there is a link."""
-    folder = place.root.parent / name / place.model / place.protocol
-    if any(each.is_symlink() for each in (folder, folder.parent, folder.parent.parent)):
-        return []  # found by `check_orphans`
-    try:
-        return sorted(each.name for each in folder.iterdir())
-    except OSError:
-        return []
 
 
 def _readable(place: Place, name: str, files: Sequence[str], findings: list[Finding]) -> Iterator[tuple[str, bytes]]:

@@ -97,7 +97,7 @@ _TABLE = {
     "RB803": Code("the same function under another name", "Submit a model once, whatever was done to its weights."),
     "RB804": Code("nearly equal margins under another name", "Submit a model once, whatever was done to its weights."),
     "RB805": Code("one name, different models", "Give each model its own name."),
-    "RB806": Code("the same loader under another name", "Submit a model once. For a new result, use its name."),
+    "RB806": Code("the same loader under another name", _LOOK, "warning"),
     "RB901": Code("no verdict or refutation by its schema", _MADE),
     "RB902": Code("about a claim that is not there", "Make it again, for the claim that lies here."),
     "RB903": Code("counts that the claim does not give", _MADE),

@@ -50,7 +50,7 @@ class Identity:
 
     @cached_property
     def loader(self) -> str | None:
-        """How anybody gets the model, in one spelling; None where the claim does not say."""
+        """The claim's `[loader]`, whatever the order of its keys; None where it has none."""
         try:
             content = read_plain(self.place.folder / TOML, LARGEST[TOML])
             said = tomllib.loads((content or b"").decode()).get("loader")

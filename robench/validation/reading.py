@@ -68,6 +68,20 @@ class Place:
     def folder(self) -> Path:
         return self.root / self.model / self.protocol
 
+    def beside(self, name: str) -> list[Path]:
+        """What lies in the folder of its verdicts or refutations, sorted; nothing where a folder on the way is a link.
+
+        Args:
+          name: of the folder in the root of the repository.
+        """
+        folder = self.root.parent / name / self.model / self.protocol
+        if any(each.is_symlink() for each in (folder, folder.parent, folder.parent.parent)):
+            return []
+        try:
+            return sorted(folder.iterdir())
+        except OSError:
+            return []
+
     def file(self, name: str = "") -> str:
         """A file of it as findings name it, from the root of the repository."""
         return "/".join(part for part in (FOLDER, self.model, self.protocol, name) if part)

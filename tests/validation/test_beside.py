@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robench.errors import SubmissionError
+from robench.leaderboard.board import rows_of
 from robench.refutation import Change, Refutation, read_refutation
 from robench.submission import RESULT
 from robench.validation import Place, Rules, validate
@@ -285,3 +286,14 @@ def test_a_verdict_that_names_a_cell_which_is_called_wrong(tmp_path: Path) -> No
     path.write_text(json.dumps(content))
     file = path.relative_to(tmp_path).as_posix()
     assert codes(place, rules) == [("RB904", file, "/examples/2/id")]
+
+
+def test_verdicts_behind_a_link_move_no_tier(place: Place, tmp_path: Path) -> None:
+    path = put_verdict(place, RULES)
+    assert [row.tier for row in rows_of([place], tmp_path, RULES)[0][TOY]] == ["reproduced"]
+    moved = tmp_path / "elsewhere"
+    folder = path.parent.parent
+    folder.rename(moved)
+    folder.symlink_to(moved)
+    (path.parent / "no-verdict.json").write_text("{}")
+    assert [row.tier for row in rows_of([place], tmp_path, RULES)[0][TOY]] == ["checked"]

@@ -32,7 +32,7 @@ def found(repository: Path) -> dict[str, str]:
 
 def _record(model: nn.Module, name: str) -> ModelRecord:
     record = model_record(Classifier(model, name=name), None, (64, 64))
-    loaded = {"weights_sha256": "ab" * 32, "loader": "robench.zoo:Toy", "reference": "toy"}
+    loaded = {"weights_sha256": record.state_digest, "loader": "robench.zoo:Toy", "reference": "toy"}
     return record.model_copy(update=loaded)
 
 

@@ -129,9 +129,9 @@ def open_cells(
         examples = [FileExample(file, classes_by_wnid()[file.split("/")[0]], file) for file in files]
         source = CellSource("folder", tree, in_order_of_hash(examples, where=str(tree.root)), folders, decoder)
     generated = generated_by(tree, next(iter(folders.values())))
-    if generated is not None:
-        source = replace(source, generated=generated, name="imagenet-c-generated")
-    return source if clean is None else replace(source, clean=_clean(source, clean, decoder, limit))
+    paired = None if clean is None else _clean(source, clean, decoder, limit)
+    said = source.name if generated is None else f"{name}-generated"
+    return replace(source, name=said, generated=generated, clean=paired)
 
 
 def _listed(
