@@ -76,7 +76,7 @@ def test_claims_alone_do_not_run_the_tests_of_code() -> None:
 )
 def test_a_pull_request_with_verdicts_is_marked(path: str, marked: bool, tmp_path: Path) -> None:
     steps = _steps(ROOT / ".github" / "workflows" / "submission.yml")
-    step = next(step for step in steps if step.get("name") == "Say where verdicts are sent")
+    step = next(step for step in steps if step.get("name") == "Mark verdicts")
 
     def git(*words: str, where: Path) -> str:
         quiet = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "init.defaultBranch=main"]

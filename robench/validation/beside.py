@@ -4,7 +4,6 @@ Not here: what follows from them (`verification`), and whether an image fools, w
 """
 
 import hashlib
-import os
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from robench.protocol import Protocol
 from robench.refutation import Refutation, read_refutation
 from robench.submission import MODEL_NAME, PROTOCOL_NAME, shown
 from robench.validation.findings import Finding
-from robench.validation.reading import KEPT, Place, read_plain
+from robench.validation.reading import KEPT, Place, entries_of, read_plain
 from robench.verification import Called, Verdict, called, read_verdict
 
 LARGEST = {verification.FOLDER: 2_000_000, refutation.FOLDER: refutation.LARGEST}
@@ -122,21 +121,15 @@ def _folders(repository: Path, where: str) -> Generator[Finding, None, list[str]
     if folder.is_symlink():
         yield Finding("RB104", where, "", "a link", "a folder")
         return []
-    try:
-        with os.scandir(folder) as listed:
-            entries = sorted(listed, key=lambda entry: entry.name)
-    except FileNotFoundError:
-        return []
-    except OSError as error:
-        yield Finding("RB109", where, "", error.strerror or "unreadable", "a folder")
-        return []
-    for entry in entries:
+    findings: list[Finding] = []
+    for entry in entries_of(folder, where, findings) if folder.exists() else ():
         if entry.is_dir(follow_symlinks=False):
             names.append(entry.name)
         elif entry.is_symlink():
             yield Finding("RB104", f"{where}/{entry.name}", "", "a link", "a folder")
         elif entry.name not in KEPT:
             yield Finding("RB103", f"{where}/{entry.name}", "", "a file", "a folder")
+    yield from findings
     return names
 
 

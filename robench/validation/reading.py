@@ -139,7 +139,7 @@ def places(path: Path) -> tuple[list[Place], list[Finding]]:
 
 def _subfolders(folder: Path, where: str, only: Sequence[str], findings: list[Finding]) -> Iterator[str]:
     """Names of the folders in a folder; what else is there goes to the findings."""
-    entries = _entries(folder, where, findings)
+    entries = entries_of(folder, where, findings)
     seen: dict[str, str] = {}
     for entry in entries:
         other = seen.setdefault(entry.name.casefold(), entry.name)
@@ -158,7 +158,8 @@ def _subfolders(folder: Path, where: str, only: Sequence[str], findings: list[Fi
             findings.append(_of_path("RB101", where, entry.name, "a file", "a folder"))
 
 
-def _entries(folder: Path, where: str, findings: list[Finding]) -> list[os.DirEntry[str]]:
+def entries_of(folder: Path, where: str, findings: list[Finding]) -> list[os.DirEntry[str]]:
+    """What lies in a folder, sorted by name; that it cannot be read goes to the findings."""
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
@@ -183,7 +184,7 @@ def read_files(place: Place) -> tuple[Files, list[Finding]]:
     """Read a claim; what cannot be read is a finding."""
     findings: list[Finding] = []
     contents: dict[str, bytes] = {}
-    for entry in _entries(place.folder, place.file(), findings):
+    for entry in entries_of(place.folder, place.file(), findings):
         where = place.file(entry.name)
         if entry.name not in FILES:
             findings.append(Finding("RB103", where, "", shown(entry.name), f"one of {', '.join(FILES)}"))
