@@ -94,6 +94,15 @@ class ExampleDraws:
         return float(self._batch.normal("coin", (1,)))
 
 
+def strength_at(recipe: AdversaryRecipe, update: int, steps_per_epoch: int) -> float:
+    """Factor on radius and step size at an update: 0 on clean images, then growing to 1 over the warm-up."""
+    update -= recipe.clean_epochs * steps_per_epoch
+    if update < 0:
+        return 0.0
+    warmup = recipe.warmup_epochs * steps_per_epoch
+    return min(1.0, update / warmup) if warmup else 1.0
+
+
 def adversarial_images(
     model: nn.Module,
     images: Tensor,

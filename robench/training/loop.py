@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from robench.errors import DataError, RecipeError, complaint
 from robench.training import checkpoint
-from robench.training.adversary import adversarial_images
+from robench.training.adversary import adversarial_images, strength_at
 from robench.training.batches import Batches, MiniBatches, Part, Share, seed_all
 from robench.training.construction import build_model, build_optimizer
 from robench.training.distillation import distilled, load_teacher
@@ -245,10 +245,13 @@ class Training:
             if self.mixup is not None:
                 images, labels = self.mixup(images, labels)
             if recipe.adversary is not None:
-                warmup = recipe.adversary.warmup_epochs * self.steps_per_epoch
-                strength = min(1.0, update / warmup) if warmup else 1.0
                 images = adversarial_images(
-                    self.model, images, labels, recipe.adversary, starts=part.starts, strength=strength
+                    self.model,
+                    images,
+                    labels,
+                    recipe.adversary,
+                    starts=part.starts,
+                    strength=strength_at(recipe.adversary, update, self.steps_per_epoch),
                 )
             last = number + 1 == recipe.accumulation
             with nullcontext() if last else self.accelerator.no_sync(self.passes):

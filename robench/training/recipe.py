@@ -186,7 +186,7 @@ class DistillationRecipe(Table):
 class AdversaryRecipe(Table):
     """PGD that makes every training image adversarial, with the model in eval mode."""
 
-    LATER = frozenset({"start", "start_from_clean"})
+    LATER = frozenset({"start", "start_from_clean", "clean_epochs"})
 
     norm: Literal["linf", "l2"]
     epsilon: _Length
@@ -194,6 +194,8 @@ class AdversaryRecipe(Table):
     steps: int = Field(gt=0)
     warmup_epochs: int = Field(default=0, ge=0)
     """Epochs over which radius and step grow linearly from 0."""
+    clean_epochs: int = Field(default=0, ge=0)
+    """Epochs on clean images before that."""
     start: Literal["uniform", "normal-coin"] = "uniform"
     """`uniform`: an example starts at its clean image with chance `start_from_clean`, else at a random point of the
     ball. `normal-coin`, as published: one standard normal number is drawn for the batch, and all of it starts at

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from robench.budgets import BUDGETS
 from robench.protocol import fraction
-from robench.training.adversary import BatchDraws, adversarial_images
+from robench.training.adversary import BatchDraws, adversarial_images, strength_at
 from robench.training.recipe import AdversaryRecipe
 from robench.training.watching import probe
 from tests.fakes import random_images, two_class_linear
@@ -14,6 +14,21 @@ RECIPES = {
     "linf": AdversaryRecipe(norm="linf", epsilon="8/255", step_size="3/255", steps=4),
     "l2": AdversaryRecipe(norm="l2", epsilon="1/2", step_size="1/5", steps=4),
 }
+
+
+@pytest.mark.parametrize(
+    ("clean_epochs", "warmup_epochs", "expected"),
+    [
+        (0, 0, [1, 1, 1, 1, 1, 1]),
+        (0, 2, [0, 0.25, 0.5, 0.75, 1, 1]),
+        (1, 0, [0, 0, 1, 1, 1, 1]),
+        (1, 1, [0, 0, 0, 0.5, 1, 1]),
+        (2, 2, [0, 0, 0, 0, 0, 0.25]),
+    ],
+)
+def test_the_attack_begins_late_and_grows(clean_epochs: int, warmup_epochs: int, expected: list[float]) -> None:
+    recipe = RECIPES["linf"].model_copy(update={"clean_epochs": clean_epochs, "warmup_epochs": warmup_epochs})
+    assert [strength_at(recipe, update, steps_per_epoch=2) for update in range(6)] == expected
 
 
 def _net() -> nn.Sequential:

@@ -274,6 +274,7 @@ class _Counting(nn.Module):
         ({"accumulation": 2}, 1, 1),
         ({"adversary": ADVERSARY}, 2, 2),
         ({"adversary": {**ADVERSARY, "steps": 3}, "mixing": {"mixup": 0.8}}, 4, 4),
+        ({"adversary": {**ADVERSARY, "clean_epochs": 1}}, 1, 1),
     ],
 )
 def test_a_step_costs_the_passes_that_the_guide_says(
