@@ -19,7 +19,7 @@ from torch import Tensor
 from robench import compiled
 from robench.errors import BudgetError, complaint
 from robench.randomness import RandomSource
-from robench.squares import fits_squares
+from robench.squares import covering
 
 TOLERANCE = 1e-6
 """How far outside its budget an image may lie through rounding, in units of the image."""
@@ -272,7 +272,8 @@ class PatchArea:
         A change that does not fit into the squares, whatever its area, is one pixel too many at least.
         """
         side = self.side(images.shape[2], images.shape[3])
-        fits = [fits_squares(np.argwhere(each), self.patches, side) for each in _changed(images, clean).cpu().numpy()]
+        changed = _changed(images, clean).cpu().numpy()
+        fits = [covering(np.argwhere(each), self.patches, side) is not None for each in changed]
         glance = self.glance(images, clean)
         return torch.where(torch.tensor(fits, device=glance.device), glance, glance.clamp(min=1))
 

@@ -1,8 +1,9 @@
-"""A refutation: images that break examples which a claim calls robust, as small changes of the clean ones.
+"""A refutation: images that break examples which a claim calls robust, as what was done to the clean ones.
 
 `refutations/<model>/<protocol>@<version>/<name>.json` holds the id of each example and the change of its image, in
-whole steps of a `unit`, zlib-compressed: no pixel of the data set lies in it, and that a change fits its budget can be
-seen without the image. Not here: whether an image fools (`refuting`, and then a verifier).
+whole steps of a `unit`; or, under a budget of patches, the squares that lie on it. No pixel of the data set lies in it,
+and that it fits its budget can be seen without the image. Not here: whether an image fools (`refuting`, and then a
+verifier).
 """
 
 import base64
@@ -11,12 +12,12 @@ import json
 import math
 import zlib
 from operator import mul
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, StringConstraints, Tag, model_validator
 
 from robench.errors import SubmissionError, complaint
-from robench.protocol import BallSpec, Protocol, Sha256, fraction
+from robench.protocol import BallSpec, BudgetSpec, PatchSpec, Protocol, Sha256, fraction
 from robench.submission import Line, refusing_malformed, shown
 
 SCHEMA: Literal["robench.refutation/1"] = "robench.refutation/1"
@@ -34,12 +35,15 @@ class _Record(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class Change(_Record):
-    """How the image that fools differs from the clean one: `clean + unit * steps`, cut to [0, 1]."""
-
+class _Image(_Record):
     id: Annotated[str, StringConstraints(min_length=1, max_length=200)]
     shape: tuple[Literal[3], Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1)]]
     """Channels, height and width."""
+
+
+class Change(_Image):
+    """How the image that fools differs from the clean one: `clean + unit * steps`, cut to [0, 1]."""
+
     unit: float = Field(gt=0, le=1, allow_inf_nan=False)
     """Of the steps, in units of the image."""
     steps: str
@@ -51,15 +55,58 @@ class Change(_Record):
         Raises:
           SubmissionError: they are not as many as the shape says, or cannot be unpacked.
         """
-        count, machine = math.prod(self.shape), zlib.decompressobj()
-        try:
-            content = machine.decompress(base64.b64decode(self.steps, validate=True), count + 1)
-        except (binascii.Error, ValueError, zlib.error) as error:
-            raise SubmissionError(complaint(shown(self.id), "steps", "unreadable", "zlib in base64")) from error
-        if len(content) != count or not machine.eof:
-            found = f"{len(content)} values" if len(content) < count else "too many values"
-            raise SubmissionError(complaint(shown(self.id), "steps", found, f"{count}, as the shape says"))
-        return content
+        return _unpacked(self.steps, math.prod(self.shape), where=self.id, key="steps")
+
+
+class Square(_Record):
+    """A square of the image that fools, upright and inside the image."""
+
+    row: int = Field(ge=0)
+    column: int = Field(ge=0)
+    """Of its upper left pixel."""
+    side: int = Field(ge=1)
+    """In pixels."""
+    pixels: str
+    """Red, green, blue and alpha, one byte each, row by row; compressed by zlib, in base64. Where alpha is 0, the clean
+    image is seen through it."""
+
+    def unpacked(self, example: str) -> bytes:
+        """Four bytes for each pixel.
+
+        Raises:
+          SubmissionError: they are not as many as the side says, or cannot be unpacked.
+        """
+        return _unpacked(self.pixels, 4 * self.side**2, where=example, key="pixels")
+
+
+class Patched(_Image):
+    """The image that fools is the clean one under a few squares."""
+
+    squares: tuple[Square, ...] = Field(min_length=1)
+
+
+def _unpacked(text: str, count: int, *, where: str, key: str) -> bytes:
+    """So many bytes, from zlib in base64."""
+    machine = zlib.decompressobj()
+    try:
+        content = machine.decompress(base64.b64decode(text, validate=True), count + 1)
+    except (binascii.Error, ValueError, zlib.error) as error:
+        raise SubmissionError(complaint(shown(where), key, "unreadable", "zlib in base64")) from error
+    if len(content) != count or not machine.eof:
+        found = f"{len(content)} values" if len(content) < count else "too many values"
+        raise SubmissionError(complaint(shown(where), key, found, f"{count}, as the shape says"))
+    return content
+
+
+def _kind_of_image(content: Any) -> str:
+    patched = "squares" in content if isinstance(content, dict) else isinstance(content, Patched)
+    return "patched" if patched else "change"
+
+
+AnyImage = Annotated[
+    Annotated[Change, Tag("change")] | Annotated[Patched, Tag("patched")], Discriminator(_kind_of_image)
+]
+"""What a refutation stores of an image."""
 
 
 class Refutation(_Record):
@@ -72,7 +119,7 @@ class Refutation(_Record):
     """Who found it."""
     how: Line
     """With which attack."""
-    images: tuple[Change, ...] = Field(min_length=1)
+    images: tuple[AnyImage, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _bounded(self) -> "Refutation":
@@ -86,19 +133,22 @@ class Refutation(_Record):
         return (json.dumps(content, sort_keys=True, indent=1, allow_nan=False) + "\n").encode()
 
 
+_RECORDS: tuple[type[BaseModel], ...] = (Refutation, Change, Patched, Square)
+
+
 def build_refutation(content: dict[str, object]) -> Refutation:
     """A refutation from its keys.
 
     Raises:
       SubmissionError: one is missing, unknown or malformed.
     """
-    with refusing_malformed("refute", "refutation", schema=SCHEMA, known=(Refutation, Change)):
+    with refusing_malformed("refute", "refutation", schema=SCHEMA, known=_RECORDS):
         return Refutation.model_validate({"schema": SCHEMA, **content})
 
 
-def packed(steps: bytes) -> str:
-    """The reverse of `Change.unpacked`, from steps as bytes."""
-    return base64.b64encode(zlib.compress(steps, 9)).decode()
+def packed(content: bytes) -> str:
+    """The reverse of `unpacked`."""
+    return base64.b64encode(zlib.compress(content, 9)).decode()
 
 
 def read_refutation(content: bytes, *, where: str) -> Refutation:
@@ -107,29 +157,49 @@ def read_refutation(content: bytes, *, where: str) -> Refutation:
     Raises:
       SubmissionError: it is none.
     """
-    with refusing_malformed(where, "refutation", schema=SCHEMA, known=(Refutation, Change)):
+    with refusing_malformed(where, "refutation", schema=SCHEMA, known=_RECORDS):
         return Refutation.model_validate_json(content)
 
 
-def ball_of(protocol: Protocol) -> BallSpec:
-    """The budget of a protocol in which refutations can be written down.
+def budget_of(protocol: Protocol) -> BudgetSpec:
+    """The budget that images of a refutation must lie in.
 
     Raises:
-      SubmissionError: it is none: what a patch shows could not be told from the image below it.
+      SubmissionError: there is none: nothing is attacked.
     """
-    if not isinstance(protocol.budget, BallSpec):
-        found = f"{protocol.exact_name}, whose budget is no ball"
-        raise SubmissionError(complaint("refutation", "protocol", found, "a budget in L-inf or L2"))
+    if protocol.budget is None:
+        found = f"{protocol.exact_name}, under which nothing is attacked"
+        raise SubmissionError(complaint("refutation", "protocol", found, "one with a budget"))
     return protocol.budget
 
 
-def outside(change: Change, budget: BallSpec) -> str | None:
+def outside(image: AnyImage, budget: BudgetSpec) -> str | None:
     """What breaks the budget; None where nothing does.
 
     Raises:
-      SubmissionError: the steps cannot be unpacked.
+      SubmissionError: the bytes of the image cannot be unpacked.
     """
+    if isinstance(image, Change):
+        return _too_long(image, budget) if isinstance(budget, BallSpec) else "a change under a budget of patches"
+    return _too_large(image, budget) if isinstance(budget, PatchSpec) else "squares under a budget of small changes"
+
+
+def _too_long(change: Change, budget: BallSpec) -> str | None:
     steps = memoryview(change.unpacked()).cast("b")
     length = max(max(steps), -min(steps)) if budget.norm == "linf" else math.sqrt(sum(map(mul, steps, steps)))
     epsilon = float(fraction(budget.epsilon))
     return f"a change of {length * change.unit:.6g}" if length * change.unit > epsilon + SLACK else None
+
+
+def _too_large(image: Patched, budget: PatchSpec) -> str | None:
+    _, height, width = image.shape
+    largest = math.isqrt(math.floor(fraction(budget.area) * height * width) // budget.patches)
+    if len(image.squares) > budget.patches:
+        return f"{len(image.squares)} squares"
+    for square in image.squares:
+        if square.side > largest:
+            return f"a square of {square.side} pixels"
+        if square.row + square.side > height or square.column + square.side > width:
+            return "a square beyond the image"
+        square.unpacked(image.id)
+    return None

@@ -1,8 +1,8 @@
 """Makes refutations from images that fool, and asks a model whether those of others fool it.
 
-A change is stored in the coarsest steps that still fool, which keeps files small; what is asked about is always what
-is stored. Not here: the attack that found the images (`robench evaluate --save-adversarial`), and the file
-(`refutation`).
+A change is stored in the coarsest steps that still fool, which keeps files small; patches in whole grey levels, without
+what they leave as it was. What is asked about is always what is stored. Not here: the attack that found the images
+(`robench evaluate --save-adversarial`), and the file (`refutation`).
 """
 
 import hashlib
@@ -16,13 +16,25 @@ import torch
 from torch import Tensor
 
 from robench.adversarial import image_file, read_adversarial
-from robench.budgets import BUDGETS, TOLERANCE, Ball, LinfBall
+from robench.budgets import BUDGETS, TOLERANCE, Ball, Budget, LinfBall, PatchArea
 from robench.classifier import Classifier, check_device
 from robench.data import Source, open_source
 from robench.data.source import Unreadable
 from robench.errors import SubmissionError, complaint
-from robench.protocol import Protocol, fraction
-from robench.refutation import LARGEST, Change, Refutation, ball_of, build_refutation, packed, read_refutation
+from robench.protocol import BallSpec, Protocol, fraction
+from robench.refutation import (
+    LARGEST,
+    AnyImage,
+    Change,
+    Patched,
+    Refutation,
+    Square,
+    budget_of,
+    build_refutation,
+    packed,
+    read_refutation,
+)
+from robench.squares import covering
 from robench.validation import Claim
 from robench.verification import called
 from robench.zoo import Loaded
@@ -65,28 +77,32 @@ def refute(
       SubmissionError: none of the images breaks an example that the claim calls robust.
     """
     spec = claim.protocol.data
-    ball, classifier = _ball(claim.protocol), _classifier(model, device)
+    budget, classifier = _budget(claim.protocol), _classifier(model, device)
     robust = [each for each in called(claim.protocol, claim.outcomes).robust if (images / image_file(each)).exists()]
     source = open_source(spec.source, data, resize=spec.resize, crop=spec.crop)
-    changes: list[Change] = []
+    kept: list[AnyImage] = []
     size = outside = harmless = left_out = 0
     with classifier.frozen():
         for example, clean, label in _clean(source, robust):
             attacked = read_adversarial(images, example)
-            if attacked.shape != clean.shape or float(ball.excess(attacked[None], clean[None])) > TOLERANCE:
+            if attacked.shape != clean.shape or float(budget.excess(attacked[None], clean[None])) > TOLERANCE:
                 outside += 1
-            elif (change := _smallest(classifier, ball, clean, attacked, label=label, example=example)) is None:
+                continue
+            ways = _ways(example, clean, attacked, budget)
+            image = next((way for way in ways if _breaks(classifier, budget, clean, way, label=label)), None)
+            written = len(image.model_dump_json()) + 300 if image is not None else 0
+            if image is None:
                 harmless += 1
-            elif size + len(change.steps) + 300 > LARGEST:
+            elif size + written > LARGEST:
                 left_out += 1
             else:
-                size += len(change.steps) + 300
-                changes.append(change)
-    if not changes:
+                size += written
+                kept.append(image)
+    if not kept:
         found = f"{len(robust)} images of examples called robust: {outside} outside the budget, {harmless} harmless"
         raise SubmissionError(complaint(str(images), "images", found, "at least one that fools the model"))
     about: dict[str, object] = {"result_sha256": claim.result_sha256, "by": by, "how": how}
-    refutation = build_refutation({**about, "images": tuple(changes)})
+    refutation = build_refutation({**about, "images": tuple(kept)})
     return Found(refutation, outside, harmless, left_out)
 
 
@@ -102,16 +118,16 @@ def confirm(
       files: the refutations.
       device: as in `evaluate`.
     """
-    ball, classifier, found = _ball(protocol), _classifier(model, device), {}
+    budget, classifier, found = _budget(protocol), _classifier(model, device), {}
     with classifier.frozen():
         for path in files:
             content = path.read_bytes()
-            changes = {change.id: change for change in read_refutation(content, where=str(path)).images}
-            there = [example for example in source.ids if example in changes]
+            images = {image.id: image for image in read_refutation(content, where=str(path)).images}
+            there = [example for example in source.ids if example in images]
             found[hashlib.sha256(content).hexdigest()] = [
                 example
                 for example, clean, label in _clean(source, there)
-                if _breaks(classifier, ball, clean, changes[example], label=label)
+                if _breaks(classifier, budget, clean, images[example], label=label)
             ]
     return found
 
@@ -126,9 +142,11 @@ def _classifier(model: Any, device: str | None) -> Classifier:
     return Classifier(own, device=device)
 
 
-def _ball(protocol: Protocol) -> Ball:
-    spec = ball_of(protocol)
-    return BUDGETS[spec.norm](float(fraction(spec.epsilon)))
+def _budget(protocol: Protocol) -> Ball | PatchArea:
+    spec = budget_of(protocol)
+    if isinstance(spec, BallSpec):
+        return BUDGETS[spec.norm](float(fraction(spec.epsilon)))
+    return PatchArea(float(fraction(spec.area)), spec.patches)
 
 
 def _clean(source: Source, ids: Iterable[str]) -> Iterator[tuple[str, Tensor, int]]:
@@ -140,15 +158,13 @@ def _clean(source: Source, ids: Iterable[str]) -> Iterator[tuple[str, Tensor, in
             yield example, image, int(source.labels[places[example]])
 
 
-def _smallest(
-    classifier: Classifier, ball: Ball, clean: Tensor, attacked: Tensor, *, label: int, example: str
-) -> Change | None:
-    """The coarsest change that fools; None: none does."""
-    for levels in LEVELS:
-        change = change_of(example, attacked - clean, ball, levels)
-        if change is not None and _breaks(classifier, ball, clean, change, label=label):
-            return change
-    return None
+def _ways(example: str, clean: Tensor, attacked: Tensor, budget: Ball | PatchArea) -> Iterator[AnyImage]:
+    """How an image can be written down, the shortest first."""
+    if isinstance(budget, PatchArea):
+        ways: Iterable[AnyImage | None] = (patched_of(example, clean, attacked, budget),)
+    else:
+        ways = (change_of(example, attacked - clean, budget, levels) for levels in LEVELS)
+    return (way for way in ways if way is not None)
 
 
 def change_of(example: str, change: Tensor, ball: Ball, levels: int) -> Change | None:
@@ -166,13 +182,48 @@ def change_of(example: str, change: Tensor, ball: Ball, levels: int) -> Change |
     return Change(id=example, shape=(3, height, width), unit=unit, steps=packed(content))
 
 
-def _breaks(classifier: Classifier, ball: Ball, clean: Tensor, change: Change, *, label: int) -> bool:
+def patched_of(example: str, clean: Tensor, attacked: Tensor, budget: PatchArea) -> Patched | None:
+    """The squares that cover what differs by more than a grey level; None: nothing does, or no squares cover it."""
+    height, width = clean.shape[1:]
+    differs = ((attacked - clean).abs() > 1 / 255).any(dim=0)  # nearer to it, and what is stored would be its pixels
+    side = budget.side(height, width)
+    corners = covering(differs.nonzero().numpy(), budget.patches, side)
+    if not corners:
+        return None
+    levels = (255 * attacked).round().to(torch.uint8)
+    seen = torch.cat([levels, 255 * differs[None].to(torch.uint8)]) * differs
+    squares = []
+    for corner in corners:
+        row, column = (max(0, min(low, most - side)) for low, most in zip(corner, (height, width), strict=True))
+        shown = seen[:, row : row + side, column : column + side].permute(1, 2, 0)
+        squares.append(Square(row=row, column=column, side=side, pixels=packed(shown.numpy().tobytes())))
+    return Patched(id=example, shape=(3, height, width), squares=tuple(squares))
+
+
+def image_of(stored: AnyImage, clean: Tensor) -> Tensor:
+    """The image that a refutation describes, shape (3, H, W).
+
+    Raises:
+      SubmissionError: its bytes cannot be unpacked.
+    """
+    if isinstance(stored, Change):
+        steps = torch.from_numpy(np.frombuffer(stored.unpacked(), dtype=np.int8).copy())
+        return (clean + stored.unit * steps.reshape(stored.shape)).clamp(0, 1)
+    image = clean.clone()
+    for square in stored.squares:
+        content = torch.from_numpy(np.frombuffer(square.unpacked(stored.id), dtype=np.uint8).copy())
+        *colours, alpha = content.reshape(square.side, square.side, 4).permute(2, 0, 1)
+        beneath = image[:, square.row : square.row + square.side, square.column : square.column + square.side]
+        beneath.copy_(torch.where(alpha > 0, torch.stack(colours) / 255, beneath))
+    return image
+
+
+def _breaks(classifier: Classifier, budget: Budget, clean: Tensor, stored: AnyImage, *, label: int) -> bool:
     """Whether the image lies in the budget and the model takes it for another class."""
-    if tuple(clean.shape) != change.shape:
+    if tuple(clean.shape) != stored.shape:
         return False
-    steps = torch.from_numpy(np.frombuffer(change.unpacked(), dtype=np.int8).copy())
-    image = (clean + change.unit * steps.reshape(change.shape)).clamp(0, 1)[None]
-    if not float(ball.excess(image, clean[None])) <= TOLERANCE:
+    image = image_of(stored, clean)[None]
+    if not float(budget.excess(image, clean[None])) <= TOLERANCE:
         return False
     logits = classifier.logits(image.to(classifier.device))[0]
     return bool(torch.isfinite(logits).all()) and int(logits.argmax()) != label

@@ -1,4 +1,4 @@
-"""Whether pixels fit into a few squares: what a budget of patches says about the shape of a change.
+"""A few squares that cover some pixels, if there are such: what a budget of patches says about the shape of a change.
 
 Not here: which pixels changed, and how many may (`budgets.py`).
 """
@@ -10,8 +10,8 @@ Points = NDArray[np.int64]
 """Rows and columns of pixels, shape (n, 2)."""
 
 
-def fits_squares(points: Points, count: int, side: int) -> bool:
-    """Whether so many squares of this side, upright and on whole pixels, cover all points. Exact.
+def covering(points: Points, count: int, side: int) -> list[tuple[int, int]] | None:
+    """At most so many squares of this side, upright and on whole pixels, that cover all points. Exact.
 
     Squares may overlap, and may reach beyond the image, as far as they could be moved back. Of up to three squares,
     one can be moved into a corner of the box around the points without losing any: each side of the box is touched by
@@ -21,22 +21,25 @@ def fits_squares(points: Points, count: int, side: int) -> bool:
 
     Args:
       points: the pixels to cover.
-      count: how many squares there are.
+      count: how many squares there may be.
       side: of each, in pixels.
+    Returns:
+      Row and column of the upper left pixel of each; None: there are no such squares.
     """
     if not len(points):
-        return True
+        return []
     if len(points) > count * side**2:
-        return False
+        return None
     low, high = points.min(axis=0), points.max(axis=0)
     if (high - low < side).all():
-        return True
+        return [(int(low[0]), int(low[1]))]
     if count == 1:
-        return False
-    return any(
-        fits_squares(points[~_inside(points, corner, side)], count - 1, side)
-        for corner in (_corners(low, high, side) if count <= 3 else _beginnings(points, low[0], side))
-    )
+        return None
+    for corner in _corners(low, high, side) if count <= 3 else _beginnings(points, low[0], side):
+        rest = covering(points[~_inside(points, corner, side)], count - 1, side)
+        if rest is not None:
+            return [(int(corner[0]), int(corner[1])), *rest]
+    return None
 
 
 def _inside(points: Points, corner: Points, side: int) -> NDArray[np.bool_]:

@@ -219,6 +219,8 @@ def _problem(detail: ErrorDetails, known: tuple[type[BaseModel], ...]) -> tuple[
     path = [str(part)[:80] for part in detail["loc"]]
     if path[:1] == ["loader"]:
         del path[1:2]  # the tag of the union
+    if path[:1] == ["images"]:
+        del path[2:3]  # that of a refutation's
     pointer = "".join(f"/{part.replace('~', '~0').replace('/', '~1')}" for part in path)
     if detail["type"] == "extra_forbidden":
         keys = {field.alias or name for record in known for name, field in record.model_fields.items()}

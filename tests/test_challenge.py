@@ -18,7 +18,7 @@ import torch
 
 import robench
 from robench.adversarial import image_file
-from robench.budgets import Ball, L2Ball, LinfBall
+from robench.budgets import Ball, L2Ball, LinfBall, PatchArea
 from robench.challenge import Chosen, Draw, Job, verify
 from robench.container import Code, confined, foreign_model, shut_in
 from robench.data import CATALOGUE
@@ -26,8 +26,8 @@ from robench.errors import ModelError, SubmissionError
 from robench.outcome import Outcome
 from robench.progress import Silent
 from robench.protocol import Protocol, parse_protocol
-from robench.refutation import read_refutation
-from robench.refuting import LEVELS, change_of, refute
+from robench.refutation import Change, Patched, read_refutation
+from robench.refuting import LEVELS, change_of, image_of, patched_of, refute
 from robench.registry import load_protocol
 from robench.result import Result
 from robench.submission import RepositoryLoader, Submission
@@ -55,9 +55,20 @@ LONG = _protocol(
     attack={"kind": "pgd", "step_size": "1/255", "steps": 12},
     score={"scoring": "any iterate", "steps": [12]},
 )
+TWO_PATCHES = {"kind": "patches", "area": "2/25", "patches": 2}
+GREY = _protocol(
+    id="mini-grey", attack={"kind": "tpa-gray", "rounds": 1, "queries": 2, "patches": 2}, budget=TWO_PATCHES, score={}
+)
+ASCENT = _protocol(
+    id="mini-ascent",
+    attack={"kind": "tpa-whitebox", "patches": 2, "positions": 3, "rounds": 8, "step_size": "1/8"},
+    budget=TWO_PATCHES,
+    score={},
+)
 NAME = SHORT.exact_name
 SHIPPED = Rules.shipped()
-RULES = Rules({NAME: SHORT}, {NAME: SHORT.digest}, SHIPPED.labels)
+OWN = {each.exact_name: each for each in (SHORT, GREY)}
+RULES = Rules(OWN, {name: each.digest for name, each in OWN.items()}, SHIPPED.labels)
 
 
 @cache
@@ -84,12 +95,17 @@ def honest() -> Result:
 
 
 def _claim(
-    repository: Path, result: Result, outcomes: Sequence[Outcome], loader: dict[str, str] | None = None
+    repository: Path,
+    result: Result,
+    outcomes: Sequence[Outcome],
+    loader: dict[str, str] | None = None,
+    *,
+    protocol: Protocol = SHORT,
 ) -> Place:
     """What `robench submit` writes, under a protocol that is official in these tests alone."""
     bundled = {"bundled": "mini-resnet-adv", "weights_sha256": str(result.model.weights_sha256)}
-    place = Place(repository / "submissions", "mini-resnet-adv", NAME)
-    claimed = result_of(SHORT, outcomes, result.model, caveats=result.caveats)
+    place = Place(repository / "submissions", "mini-resnet-adv", protocol.exact_name)
+    claimed = result_of(protocol, outcomes, result.model, caveats=result.caveats)
     write(place.folder, claimed, outcomes, {**WORDS, "loader": loader or bundled})
     return place
 
@@ -249,6 +265,7 @@ def _hold_to_the_model(content: bytes) -> None:
     """Rebuild each image by hand, and ask the model: inside the ball, inside [0, 1], and another class."""
     model = load_model("mini-resnet-adv")
     for change in read_refutation(content, where="").images:
+        assert isinstance(change, Change)
         place = SOURCE.ids.index(change.id)
         (clean,) = SOURCE.images([place])
         assert isinstance(clean, torch.Tensor)
@@ -304,6 +321,87 @@ def test_a_refutation_that_the_model_denies_is_not_confirmed(
     assert validate([claim.place.root], rules=RULES).valid
     verdict = verify(claim, replace(MERGED, nothing=True), by="me", run_dir=tmp_path / "runs")
     assert [each.ids for each in verdict.confirmed] == [(second.id,)]
+
+
+@pytest.fixture(scope="module")
+def patched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Claim, Path, set[str]]:
+    """A claim under grey patches, images of a better attack, and which of their examples it calls robust."""
+    folder = tmp_path_factory.mktemp("patched")
+    weak = robench.evaluate("mini-resnet-adv", GREY, run_dir=folder / "grey")
+    options = robench.evaluation.Options(save_adversarial=folder / "images")
+    strong = robench.evaluate("mini-resnet-adv", ASCENT, limit=48, run_dir=folder / "ascent", options=options)
+    outcomes = weak.read_outcomes()
+    claim = _read(_claim(folder, weak, outcomes, protocol=GREY))
+    fooled = {each.id for each in strong.read_outcomes() if each.fooled_at}
+    return claim, folder / "images", set(called(GREY, outcomes).robust) & fooled
+
+
+def test_better_patches_lower_a_claim(patched: tuple[Claim, Path, set[str]], tmp_path: Path) -> None:
+    claim, images, broken = patched
+    found = refute(claim, images, model="mini-resnet-adv", by="me", how="gradient ascent")
+    named = {each.id for each in found.refutation.images}
+    assert named <= broken
+    assert len(named) + found.harmless == len(broken) >= 5
+    assert len(named) > found.harmless
+    assert (found.outside, found.left_out) == (0, 0)
+    path = _put(claim.place, found.refutation.to_bytes(), "refutations", "me.json")
+    assert validate([claim.place.root], rules=RULES).valid
+    verdict = verify(claim, replace(MERGED, nothing=True), by="me", run_dir=tmp_path)
+    (confirmed,) = verdict.confirmed
+    assert set(confirmed.ids) == named
+    path.unlink()
+
+
+def test_stored_patches_are_two_squares_without_a_clean_pixel(patched: tuple[Claim, Path, set[str]]) -> None:
+    """Painted by hand over the clean image, they fool, in whole grey levels."""
+    claim, images, _ = patched
+    model = load_model("mini-resnet-adv")
+    for stored in refute(claim, images, model="mini-resnet-adv", by="me", how="gradient ascent").refutation.images:
+        assert isinstance(stored, Patched)
+        assert len(stored.squares) <= 2
+        place = SOURCE.ids.index(stored.id)
+        (clean,) = SOURCE.images([place])
+        assert isinstance(clean, torch.Tensor)
+        painted = clean.numpy().copy()
+        for square in stored.squares:
+            assert square.side == 12
+            content = np.frombuffer(square.unpacked(stored.id), dtype=np.uint8).reshape(12, 12, 4)
+            rows, columns = np.nonzero(content[..., 3])
+            colours = content[rows, columns, :3].T / np.float32(255)
+            beneath = clean.numpy()[:, square.row + rows, square.column + columns]
+            assert (np.abs(colours - beneath).max(axis=0) > 0.4 / 255).all()
+            assert (content[content[..., 3] == 0] == 0).all()
+            painted[:, square.row + rows, square.column + columns] = colours
+        with torch.no_grad():
+            assert int(model(torch.from_numpy(painted)[None]).argmax()) != SOURCE.labels[place]
+
+
+def test_what_patches_leave_as_it_was_is_not_stored() -> None:
+    clean = torch.full((3, 20, 30), 0.5)
+    attacked = clean.clone()
+    attacked[:, 17:20, 28:30] = torch.tensor([0.1, 0.2, 0.3])[:, None, None]  # in a corner
+    attacked[0, 0, 0] += 1 / 512  # less than a grey level
+    stored = patched_of("x", clean, attacked, PatchArea(0.06, 2))
+    assert stored is not None
+    (square,) = stored.squares
+    assert (square.row, square.column, square.side) == (16, 26, 4)
+    content = np.frombuffer(square.unpacked("x"), dtype=np.uint8).reshape(4, 4, 4)
+    assert content[1:, 2:].tolist() == [[[26, 51, 76, 255]] * 2] * 3
+    assert content.sum() == (26 + 51 + 76 + 255) * 6
+    expected = clean.clone()
+    expected[:, 17:20, 28:30] = torch.tensor([26, 51, 76])[:, None, None] / 255
+    assert torch.equal(image_of(stored, clean), expected)
+    assert patched_of("x", clean, clean + 1 / 512, PatchArea(0.06, 2)) is None
+
+
+def test_images_that_are_no_patches_refute_nothing(patched: tuple[Claim, Path, set[str]], tmp_path: Path) -> None:
+    claim, _, broken = patched
+    example = min(broken)
+    (clean,) = SOURCE.images([SOURCE.ids.index(example)])
+    assert isinstance(clean, torch.Tensor)
+    np.save(tmp_path / image_file(example), (clean + 4 / 255).clamp(0, 1).numpy())
+    with pytest.raises(SubmissionError, match="1 images of examples called robust: 1 outside the budget, 0 harmless"):
+        refute(claim, tmp_path, model="mini-resnet-adv", by="me", how="none")
 
 
 # --- anybody's code

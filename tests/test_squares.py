@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robench.squares import fits_squares
+from robench.squares import covering
 
 SIZE = 6
 
@@ -35,7 +35,12 @@ def _fits(pixels: frozenset[int], count: int, side: int) -> bool:
 @settings(max_examples=60, deadline=None)
 def test_it_says_what_trying_all_squares_says(count: int, side: int, pixels: frozenset[int]) -> None:
     points = np.array([divmod(pixel, SIZE) for pixel in sorted(pixels)], dtype=np.int64).reshape(-1, 2)
-    assert fits_squares(points, count, side) == _fits(pixels, count, side)
+    found = covering(points, count, side)
+    assert (found is not None) == _fits(pixels, count, side)
+    if found is not None:
+        assert len(found) <= count
+        covered = [(points >= corner) & (points < np.array(corner) + side) for corner in found]
+        assert not len(points) or np.any([each.all(axis=1) for each in covered], axis=0).all()
 
 
 def test_both_answers_occur_for_every_number_of_squares() -> None:
@@ -44,7 +49,7 @@ def test_both_answers_occur_for_every_number_of_squares() -> None:
     for count, size in ((1, 2), (2, 3), (3, 5), (4, 7), (5, 9)):
         sets = [frozenset(generator.choice(36, size, replace=False).tolist()) for _ in range(60)]
         points = [np.array([divmod(pixel, SIZE) for pixel in sorted(each)]) for each in sets]
-        found = [fits_squares(each, count, 2) for each in points]
+        found = [covering(each, count, 2) is not None for each in points]
         assert found == [_fits(each, count, 2) for each in sets]
         assert 0 < sum(found) < 60
 
@@ -62,12 +67,12 @@ def test_squares_of_imagenet_are_recognised_in_no_time() -> None:
     for spread in (190, 60, 40):  # apart, and heaped
         for _ in range(5):
             corners = [tuple(generator.integers(0, spread, 2).tolist()) for _ in range(4)]
-            assert fits_squares(_pixels(corners, 35), 4, 35)
-            assert not fits_squares(np.concatenate([_pixels(corners, 35), [[223, 223]]]), 4, 35) or spread < 190
+            assert covering(_pixels(corners, 35), 4, 35) is not None
+            assert spread < 190 or covering(np.concatenate([_pixels(corners, 35), [[223, 223]]]), 4, 35) is None
     assert time.process_time() - began < 5
 
 
 def test_five_squares_are_not_four_however_small() -> None:
     corners = [(0, 0), (0, 100), (100, 0), (100, 100), (50, 50)]
-    assert not fits_squares(_pixels(corners, 1), 4, 35)
-    assert fits_squares(_pixels(corners, 1), 5, 35)
+    assert covering(_pixels(corners, 1), 4, 35) is None
+    assert covering(_pixels(corners, 1), 5, 35) is not None

@@ -13,7 +13,7 @@ from robench import refutation, verification
 from robench.errors import RunError, SubmissionError
 from robench.outcome import Outcome
 from robench.protocol import Protocol
-from robench.refutation import Refutation, read_refutation
+from robench.refutation import Change, Refutation, read_refutation
 from robench.submission import MODEL_NAME, PROTOCOL_NAME, shown
 from robench.validation.findings import Finding
 from robench.validation.reading import KEPT, Place, entries_of, read_plain
@@ -71,18 +71,19 @@ def _refutation(file: str, content: bytes, claim: _About, known: dict[str, Refut
         return
     known[hashlib.sha256(content).hexdigest()] = read
     open_to_it = set(claim.called.robust)
-    for index, change in enumerate(read.images):
-        if change.id not in open_to_it:
+    for index, image in enumerate(read.images):
+        if image.id not in open_to_it:
             expected = "an example that the claim calls robust, once"
-            yield Finding("RB906", file, f"/images/{index}/id", shown(change.id), expected)
-        open_to_it.discard(change.id)
+            yield Finding("RB906", file, f"/images/{index}/id", shown(image.id), expected)
+        open_to_it.discard(image.id)
         try:
-            found = refutation.outside(change, refutation.ball_of(claim.protocol))
+            found = refutation.outside(image, refutation.budget_of(claim.protocol))
         except SubmissionError as error:
             found = shown(str(error), 160)
         if found is not None:
             expected = "a change of the image, in the budget of the protocol"
-            yield Finding("RB907", file, f"/images/{index}/steps", found, expected)
+            key = "steps" if isinstance(image, Change) else "squares"
+            yield Finding("RB907", file, f"/images/{index}/{key}", found, expected)
 
 
 def _verdict(file: str, content: bytes, claim: _About, known: Mapping[str, Refutation]) -> Iterator[Finding]:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from robench.errors import SubmissionError
 from robench.leaderboard.board import rows_of
-from robench.refutation import Change, Refutation, read_refutation
+from robench.refutation import Change, Patched, Refutation, Square, read_refutation
 from robench.submission import RESULT
 from robench.validation import Place, Rules, validate
 from robench.verification import Verdict, called, read_verdict
@@ -28,7 +28,7 @@ from tests.test_verification import ABOUT
 RULES = toy_rules(200)
 ROBUST = [each.id for each in toy_outcomes(200) if each.clean == each.label and not each.fooled_at]
 BROKEN = [each.id for each in toy_outcomes(200) if each.fooled_at]
-KEYS = [*Verdict.model_fields, *Refutation.model_fields, *Change.model_fields]
+KEYS = [key for record in (Verdict, Refutation, Change, Patched, Square) for key in record.model_fields]
 VERDICT, REFUTATION = f"verifications/alpha/{TOY}/verdict.json", f"refutations/alpha/{TOY}/sceptic.json"
 
 
@@ -132,6 +132,52 @@ def test_a_tampered_refutation_is_found(name: str, place: Place) -> None:
     change, code, pointer = REFUTATIONS[name]
     _edit(change)(put_refutation(place, ROBUST[:2]))
     assert codes(place) == [(code, REFUTATION, pointer)]
+
+
+PATCHED = toy_rules(200, budget={"kind": "patches", "area": "1/10", "patches": 2})
+"""Images of 20 x 30 pixels have room for two squares of 5."""
+
+
+def _square(size: int, **changes: Any) -> dict[str, Any]:
+    return {"row": 15, "column": 25, "side": size, "pixels": packed([255] * 4 * size**2), **changes}
+
+
+SQUARES: dict[str, tuple[dict[str, Any], str, str]] = {
+    "two squares": ({"squares": [_square(5), _square(5, row=0, column=0)]}, "", ""),
+    "three squares": ({"squares": [_square(1), _square(1), _square(1)]}, "RB907", "/images/0/squares"),
+    "a larger square": ({"squares": [_square(6, row=0, column=0)]}, "RB907", "/images/0/squares"),
+    "a square below the image": ({"squares": [_square(5, row=16)]}, "RB907", "/images/0/squares"),
+    "a square beside the image": ({"squares": [_square(5, column=26)]}, "RB907", "/images/0/squares"),
+    "too few pixels": ({"squares": [_square(5, pixels=packed([0] * 99))]}, "RB907", "/images/0/squares"),
+    "too many pixels": ({"squares": [_square(5, pixels=packed([0] * 10**7))]}, "RB907", "/images/0/squares"),
+    "pixels of no kind": ({"squares": [_square(5, pixels="~")]}, "RB907", "/images/0/squares"),
+    "a huge square": ({"squares": [_square(5, side=10**9)]}, "RB907", "/images/0/squares"),
+    "a square of nothing": ({"squares": [_square(5, side=0)]}, "RB901", ""),
+    "a square above the image": ({"squares": [_square(5, row=-1)]}, "RB901", ""),
+    "an unknown key": ({"squares": [_square(5, colour="red")]}, "RB901", ""),
+    "no square": ({"squares": []}, "RB901", ""),
+    "a change and squares": ({"squares": [_square(5)], "unit": 0.1, "steps": packed([0] * 1800)}, "RB901", ""),
+    "a change": ({"unit": 1 / 255, "steps": packed([0] * 1800)}, "RB907", "/images/0/steps"),
+}
+
+
+@pytest.mark.parametrize("name", SQUARES)
+def test_squares_are_held_to_their_budget(name: str, tmp_path: Path) -> None:
+    content, code, pointer = SQUARES[name]
+    place = claim(tmp_path, rules=PATCHED)
+    put_refutation(place, [], images=[{"id": ROBUST[0], "shape": [3, 20, 30], **content}])
+    assert codes(place, PATCHED) == ([(code, REFUTATION, pointer)] if code else [])
+
+
+def test_squares_under_a_budget_of_small_changes_are_found(place: Place) -> None:
+    put_refutation(place, [], images=[{"id": ROBUST[0], "shape": [3, 20, 30], "squares": [_square(5)]}])
+    assert codes(place) == [("RB907", REFUTATION, "/images/0/squares")]
+
+
+def test_a_malformed_square_is_named_where_it_stands(place: Place) -> None:
+    path = put_refutation(place, [], images=[{"id": "x", "shape": [3, 20, 30], "squares": [_square(5, side=0)]}])
+    said = _said(read_refutation, path.read_bytes())
+    assert "'/images/0/squares/0/side' is 0, expected greater than or equal to 1" in said
 
 
 def _said(reader: Callable[..., object], content: bytes) -> str:
