@@ -212,14 +212,12 @@ def verify(
     size = sample_size(robust=said.count, of=said.of)
     asked = said.drawn_robust(seed, 0 if draw.nothing else said.count if draw.whole else size)
     controls = said.controls(seed, len(asked))
-    place = claim.place
-    beside = [path for path in place.beside(REFUTATIONS) if path.suffix == ".json"]
     job = Job(
         model="",
         protocol=protocol,
         engine=claim.result.engine,
         ids=tuple(dict.fromkeys(example_of(protocol, name) for name in (*asked, *controls))),
-        refutations=tuple(beside),
+        refutations=tuple(claim.place.records(REFUTATIONS)),
         run_dir=run_dir.resolve() / f"{seed[:16]}-{len(asked)}",
         data=Path(data).resolve() if isinstance(data, str | Path) and not is_on_hub(data) else data,
         reference_weights=str(reference_weights.resolve()) if reference_weights is not None else None,

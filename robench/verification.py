@@ -350,9 +350,9 @@ def read_verdict(content: bytes, *, where: str) -> Verdict:
 
 
 def read_verdicts(files: Iterable[Path]) -> list[Verdict]:
-    """The verdicts among files that lie beside one claim.
+    """Verdicts from their files.
 
     Raises:
       SubmissionError: a file is no verdict.
     """
-    return [read_verdict(path.read_bytes(), where=str(path)) for path in files if path.suffix == ".json"]
+    return [read_verdict(path.read_bytes(), where=str(path)) for path in files]

@@ -48,7 +48,7 @@ def verify(
     _check_merged(path, merged, claim.result_sha256)
     draw = Draw(merged, public_value, whole=whole, nothing=only_refutations)
     folder = run_dir or Path("runs") / "verify" / place.model / place.protocol
-    if only_refutations and not any(each.suffix == ".json" for each in place.beside(REFUTATIONS)):
+    if only_refutations and not place.records(REFUTATIONS):
         raise SubmissionError(complaint(str(path), "refutations", "none", "some to ask the model about"))
     with interruptible("what is finished is kept: the same command goes on."), ExitStack() as after:
         after.callback(screen.stop)

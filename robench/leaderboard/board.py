@@ -189,9 +189,8 @@ def _tables(protocols: Sequence[Protocol], rows: dict[str, list[Row]]) -> list[T
 
 def _row(claim: Claim, repository: Path) -> Row:
     place = claim.place
-    verdicts = verification.read_verdicts(place.beside(verification.FOLDER))
-    beside = [path for path in place.beside(refutation.FOLDER) if path.suffix == ".json"]
-    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in beside]
+    verdicts = verification.read_verdicts(place.records(verification.FOLDER))
+    digests = [hashlib.sha256(path.read_bytes()).hexdigest() for path in place.records(refutation.FOLDER)]
     broken = len(verification.broken_since(claim.result_sha256, verdicts, digests))
     tier = verification.tier_of(claim.submission, claim.result_sha256, verdicts)
     row = Row(place.model, place.file(), claim.submission, claim.result, tier, broken=broken)

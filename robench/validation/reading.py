@@ -82,6 +82,10 @@ class Place:
         except OSError:
             return []
 
+    def records(self, name: str) -> list[Path]:
+        """The verdicts or refutations among what lies there."""
+        return [path for path in self.beside(name) if path.suffix == ".json"]
+
     def file(self, name: str = "") -> str:
         """A file of it as findings name it, from the root of the repository."""
         return "/".join(part for part in (FOLDER, self.model, self.protocol, name) if part)
