@@ -2,7 +2,10 @@
 
 import os
 import re
+import shutil
 import subprocess
+import sys
+import sysconfig
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -45,6 +48,54 @@ def test_a_workflow_may_do_what_it_needs_and_no_more(path: Path) -> None:
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: str(path.name))
 def test_nothing_is_interpolated_into_a_shell(path: Path) -> None:
     assert [step["run"] for step in _steps(path) if "${{" in step.get("run", "")] == []
+
+
+@pytest.mark.parametrize(
+    ("schema", "where"),
+    [
+        ("github-workflows", "workflows/*.yml"),
+        ("dependabot", "dependabot.yml"),
+        ("github-issue-forms", "ISSUE_TEMPLATE/bug.yml"),
+        ("github-issue-forms", "ISSUE_TEMPLATE/claim.yml"),
+        ("github-issue-config", "ISSUE_TEMPLATE/config.yml"),
+    ],
+)
+def test_what_github_reads_has_the_form_it_expects(schema: str, where: str) -> None:
+    paths = sorted((ROOT / ".github").glob(where))
+    assert paths
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", f"vendor.{schema}", *map(str, paths)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+
+
+def _audit(folder: Path) -> subprocess.CompletedProcess[str]:
+    zizmor = Path(sysconfig.get_path("scripts")) / "zizmor"
+    return subprocess.run([zizmor, "--offline", "--quiet", folder], check=False, capture_output=True, text=True)
+
+
+def test_an_auditor_of_workflows_finds_nothing() -> None:
+    """Actions pinned to commits, no injection, no kept credentials; and the auditor finds what is wrong in a copy."""
+    done = _audit(ROOT / ".github")
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "finding"),
+    [
+        ("@de0fac2e4500dabe0009e67214ff5f5447ce83dd  # v6.0.2", "@v6", "unpinned-uses"),
+        ("refs/pull/${NUMBER}/head", "${{ github.event.pull_request.head.ref }}", "template-injection"),
+    ],
+)
+def test_the_auditor_would_find_something(old: str, new: str, finding: str, tmp_path: Path) -> None:
+    folder = tmp_path / ".github" / "workflows"
+    shutil.copytree(ROOT / ".github" / "workflows", folder)
+    path = folder / "submission.yml"
+    text = path.read_text(encoding="utf-8")
+    assert old in text
+    path.write_text(text.replace(old, new), encoding="utf-8")
+    done = _audit(tmp_path / ".github")
+    assert done.returncode != 0
+    assert finding in done.stdout
 
 
 def test_what_checks_a_pull_request_runs_the_base_branchs_code() -> None:

@@ -224,7 +224,8 @@ class Training:
             **self._watch(batches),
             "seconds": round(self.seconds + time.monotonic() - began, 1),
         }
-        if self.recipe.adversary is not None and catastrophic_overfitting([*self.record.lines, line]):
+        adversary, lines = self.recipe.adversary, [*self.record.lines, line]
+        if adversary is not None and catastrophic_overfitting(lines, clean_epochs=adversary.clean_epochs):
             line["catastrophic_overfitting"] = True
         self.record.lines.append(line)
         self.finished_epochs, self.finished_steps = epoch + 1, 0

@@ -52,14 +52,17 @@ def attacked_accuracy(
     return round(right / len(labels), 4)
 
 
-def catastrophic_overfitting(lines: Sequence[dict[str, Any]]) -> bool:
+def catastrophic_overfitting(lines: Sequence[dict[str, Any]], *, clean_epochs: int = 0) -> bool:
     """Whether in the last epoch many steps break what one step does not, as they did not in a better epoch.
 
     Args:
       lines: of the log, one an epoch, with `pgd@10` and `single-step`.
+      clean_epochs: how many of the first trained without an adversary, and say nothing.
     References:
       Wong, Rice & Kolter 2020, arXiv:2001.03994, who named it.
     """
     pgd = f"pgd@{PROBE_STEPS}"
-    best, last = max(lines, key=lambda line: float(line[pgd])), lines[-1]
+    if len(lines) <= clean_epochs:
+        return False
+    best, last = max(lines[clean_epochs:], key=lambda line: float(line[pgd])), lines[-1]
     return bool(last[pgd] < FALL * best[pgd] and last["single-step"] >= HOLD * best["single-step"])

@@ -420,13 +420,25 @@ def test_catastrophic_overfitting_is_pgd_falling_while_one_step_does_not(
     assert catastrophic_overfitting(lines) is expected
 
 
+def test_epochs_without_an_adversary_say_nothing_of_catastrophic_overfitting() -> None:
+    clean = [_line(0.02, 0.01), _line(0.0, 0.02)]
+    assert catastrophic_overfitting(clean)
+    assert not catastrophic_overfitting(clean, clean_epochs=2)
+    assert not catastrophic_overfitting([*clean, _line(0.3, 0.4)], clean_epochs=2)
+    assert catastrophic_overfitting([*clean, _line(0.3, 0.4), _line(0.02, 0.8)], clean_epochs=2)
+
+
+@pytest.mark.parametrize("clean_epochs", [0, 2])
 def test_catastrophic_overfitting_is_logged_and_told(
-    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    clean_epochs: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.3, 0.4, 0.01, 0.9])
     monkeypatch.setattr(loop, "attacked_accuracy", lambda *arguments, **options: next(accuracies))
     watch = Watch()
-    _train(recipe_with(adversary=ADVERSARY), tmp_path, root, watch)
+    _train(recipe_with(adversary={**ADVERSARY, "clean_epochs": clean_epochs}), tmp_path, root, watch)
+    if clean_epochs:
+        assert not any("catastrophic_overfitting" in line for line in watch.lines)
+        return
     assert [line.get("catastrophic_overfitting") for line in watch.lines] == [None, True]
     assert watch.notices == [
         "Catastrophic overfitting in epoch 2: PGD breaks what one step does not. "
