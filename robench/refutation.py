@@ -1,9 +1,9 @@
 """A refutation: images that break examples which a claim calls robust, as what was done to the clean ones.
 
 `refutations/<model>/<protocol>@<version>/<name>.json` holds the id of each example and the change of its image, in
-whole steps of a `unit`; or, under a budget of patches, the squares that lie on it. No pixel of the data set lies in it,
-and that it fits its budget can be seen without the image. Not here: whether an image fools (`refuting`, and then a
-verifier).
+whole steps of a `unit`; or, under a budget of patches, the squares that lie on it. That it fits its budget can be seen
+without the image. Not here: how it is made without a pixel of the data set, and whether an image fools (`refuting`, and
+then a verifier).
 """
 
 import base64
@@ -26,7 +26,7 @@ FOLDER = "refutations"
 LARGEST = 2_000_000
 """Most bytes of a refutation."""
 MOST_VALUES = 30_000_000
-"""Most values of all images of a refutation."""
+"""Most values that the images of a refutation unpack to."""
 SLACK = 1e-6
 """How far outside its budget a change may lie through rounding, in units of the image."""
 
@@ -55,7 +55,12 @@ class Change(_Image):
         Raises:
           SubmissionError: they are not as many as the shape says, or cannot be unpacked.
         """
-        return _unpacked(self.steps, math.prod(self.shape), where=self.id, key="steps")
+        return _unpacked(self.steps, self.values, where=self.id, key="steps")
+
+    @property
+    def values(self) -> int:
+        """How many values it unpacks to."""
+        return math.prod(self.shape)
 
 
 class Square(_Record):
@@ -67,22 +72,46 @@ class Square(_Record):
     side: int = Field(ge=1)
     """In pixels."""
     pixels: str
-    """Red, green, blue and alpha, one byte each, row by row; compressed by zlib, in base64. Where alpha is 0, the clean
-    image is seen through it."""
+    """Red, green, blue and a mask, one byte each, row by row; compressed by zlib, in base64. Bits 1, 2 and 4 of the
+    mask say which of red, green and blue are painted; of the others, which are 0 here, the clean image's are seen."""
 
     def unpacked(self, example: str) -> bytes:
         """Four bytes for each pixel.
 
         Raises:
-          SubmissionError: they are not as many as the side says, or cannot be unpacked.
+          SubmissionError: they are not as many as the side says, cannot be unpacked, or hold more than is painted.
         """
-        return _unpacked(self.pixels, 4 * self.side**2, where=example, key="pixels")
+        content = _unpacked(self.pixels, self.values, where=example, key="pixels")
+        mask = content[3::4]
+        if max(mask) > 7 or any(_both(content[bit::4], mask.translate(_UNPAINTED[bit])) for bit in range(3)):
+            expected = "a mask below 8, and 0 for what it leaves out"
+            raise SubmissionError(complaint(shown(example), "pixels", "colours that are not seen", expected))
+        return content
+
+    @property
+    def values(self) -> int:
+        """How many values it unpacks to."""
+        return 4 * self.side**2
+
+
+_UNPAINTED = tuple(bytes(0 if mask >> bit & 1 else 255 for mask in range(256)) for bit in range(3))
+"""For red, green and blue: 255 for the masks that leave it out, else 0."""
+
+
+def _both(first: bytes, second: bytes) -> bool:
+    """Whether any bit is set in both."""
+    return bool(int.from_bytes(first) & int.from_bytes(second))
 
 
 class Patched(_Image):
     """The image that fools is the clean one under a few squares."""
 
     squares: tuple[Square, ...] = Field(min_length=1)
+
+    @property
+    def values(self) -> int:
+        """How many values it unpacks to."""
+        return sum(square.values for square in self.squares)
 
 
 def _unpacked(text: str, count: int, *, where: str, key: str) -> bytes:
@@ -92,9 +121,9 @@ def _unpacked(text: str, count: int, *, where: str, key: str) -> bytes:
         content = machine.decompress(base64.b64decode(text, validate=True), count + 1)
     except (binascii.Error, ValueError, zlib.error) as error:
         raise SubmissionError(complaint(shown(where), key, "unreadable", "zlib in base64")) from error
-    if len(content) != count or not machine.eof:
+    if len(content) != count or not machine.eof or machine.unused_data:
         found = f"{len(content)} values" if len(content) < count else "too many values"
-        raise SubmissionError(complaint(shown(where), key, found, f"{count}, as the shape says"))
+        raise SubmissionError(complaint(shown(where), key, found, f"{count}"))
     return content
 
 
@@ -123,7 +152,7 @@ class Refutation(_Record):
 
     @model_validator(mode="after")
     def _bounded(self) -> "Refutation":
-        if sum(math.prod(image.shape) for image in self.images) > MOST_VALUES:
+        if sum(image.values for image in self.images) > MOST_VALUES:
             raise ValueError(f"expected at most {MOST_VALUES:,} values in all images")
         return self
 
@@ -173,6 +202,18 @@ def budget_of(protocol: Protocol) -> BudgetSpec:
     return protocol.budget
 
 
+def room(budget: BudgetSpec, height: int, width: int) -> str:
+    """What an image of this size may differ by, in words."""
+    if isinstance(budget, BallSpec):
+        return f"a change of at most {budget.epsilon} ({budget.norm})"
+    return f"at most {budget.patches} squares of {_side(budget, height, width)} pixels, inside the image"
+
+
+def _side(budget: PatchSpec, height: int, width: int) -> int:
+    """Side of each square, as `budgets.PatchArea` has it."""
+    return math.isqrt(math.floor(fraction(budget.area) * height * width) // budget.patches)
+
+
 def outside(image: AnyImage, budget: BudgetSpec) -> str | None:
     """What breaks the budget; None where nothing does.
 
@@ -180,8 +221,8 @@ def outside(image: AnyImage, budget: BudgetSpec) -> str | None:
       SubmissionError: the bytes of the image cannot be unpacked.
     """
     if isinstance(image, Change):
-        return _too_long(image, budget) if isinstance(budget, BallSpec) else "a change under a budget of patches"
-    return _too_large(image, budget) if isinstance(budget, PatchSpec) else "squares under a budget of small changes"
+        return _too_long(image, budget) if isinstance(budget, BallSpec) else "a change of the whole image"
+    return _too_large(image, budget) if isinstance(budget, PatchSpec) else "squares"
 
 
 def _too_long(change: Change, budget: BallSpec) -> str | None:
@@ -193,12 +234,12 @@ def _too_long(change: Change, budget: BallSpec) -> str | None:
 
 def _too_large(image: Patched, budget: PatchSpec) -> str | None:
     _, height, width = image.shape
-    largest = math.isqrt(math.floor(fraction(budget.area) * height * width) // budget.patches)
+    largest = _side(budget, height, width)
     if len(image.squares) > budget.patches:
         return f"{len(image.squares)} squares"
     for square in image.squares:
         if square.side > largest:
-            return f"a square of {square.side} pixels"
+            return f"a square of {shown(square.side)} pixels"
         if square.row + square.side > height or square.column + square.side > width:
             return "a square beyond the image"
         square.unpacked(image.id)

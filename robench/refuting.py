@@ -1,8 +1,8 @@
 """Makes refutations from images that fool, and asks a model whether those of others fool it.
 
-A change is stored in the coarsest steps that still fool, which keeps files small; patches in whole grey levels, without
-what they leave as it was. What is asked about is always what is stored. Not here: the attack that found the images
-(`robench evaluate --save-adversarial`), and the file (`refutation`).
+A change is stored in the coarsest steps that still fool, a patch in the fewest grey levels and without what it leaves
+as it was: files are small, and of the data set they hold nothing. What is asked about is always what is stored. Not
+here: the attack that found the images (`robench evaluate --save-adversarial`), and the file (`refutation`).
 """
 
 import hashlib
@@ -24,6 +24,7 @@ from robench.errors import SubmissionError, complaint
 from robench.protocol import BallSpec, Protocol, fraction
 from robench.refutation import (
     LARGEST,
+    MOST_VALUES,
     AnyImage,
     Change,
     Patched,
@@ -42,6 +43,10 @@ from robench.zoo import resolve as resolve_model
 
 LEVELS = (1, 3, 12, 127)
 """Steps from the clean image to the edge of the budget: one byte or less for each value."""
+GREYS = (4, 16, 64, 256)
+"""Levels from black to white in which a patch is painted."""
+NEAR = 1 / 255
+"""Colours of a patch that are no farther from the clean image's are left out."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +86,23 @@ def refute(
     robust = [each for each in called(claim.protocol, claim.outcomes).robust if (images / image_file(each)).exists()]
     source = open_source(spec.source, data, resize=spec.resize, crop=spec.crop)
     kept: list[AnyImage] = []
-    size = outside = harmless = left_out = 0
+    size = values = outside = harmless = left_out = 0
     with classifier.frozen():
         for example, clean, label in _clean(source, robust):
-            attacked = read_adversarial(images, example)
-            if attacked.shape != clean.shape or float(budget.excess(attacked[None], clean[None])) > TOLERANCE:
+            ways = _ways(example, clean, read_adversarial(images, example), budget)
+            if ways is None:
                 outside += 1
                 continue
-            ways = _ways(example, clean, attacked, budget)
             image = next((way for way in ways if _breaks(classifier, budget, clean, way, label=label)), None)
-            written = len(image.model_dump_json()) + 300 if image is not None else 0
             if image is None:
                 harmless += 1
-            elif size + written > LARGEST:
+                continue
+            written = len(image.model_dump_json(indent=3))
+            if size + written > LARGEST - 1000 or values + image.values > MOST_VALUES:  # the rest of the file is short
                 left_out += 1
-            else:
-                size += written
-                kept.append(image)
+                continue
+            size, values = size + written, values + image.values
+            kept.append(image)
     if not kept:
         found = f"{len(robust)} images of examples called robust: {outside} outside the budget, {harmless} harmless"
         raise SubmissionError(complaint(str(images), "images", found, "at least one that fools the model"))
@@ -158,12 +163,15 @@ def _clean(source: Source, ids: Iterable[str]) -> Iterator[tuple[str, Tensor, in
             yield example, image, int(source.labels[places[example]])
 
 
-def _ways(example: str, clean: Tensor, attacked: Tensor, budget: Ball | PatchArea) -> Iterator[AnyImage]:
-    """How an image can be written down, the shortest first."""
+def _ways(example: str, clean: Tensor, attacked: Tensor, budget: Ball | PatchArea) -> Iterable[AnyImage] | None:
+    """How an image can be written down, the shortest first; None: it is outside the budget."""
+    if attacked.shape != clean.shape:
+        return None
     if isinstance(budget, PatchArea):
-        ways: Iterable[AnyImage | None] = (patched_of(example, clean, attacked, budget),)
-    else:
-        ways = (change_of(example, attacked - clean, budget, levels) for levels in LEVELS)
+        return patches_of(example, clean, attacked, budget)
+    if not float(budget.excess(attacked[None], clean[None])) <= TOLERANCE:
+        return None
+    ways = (change_of(example, attacked - clean, budget, levels) for levels in LEVELS)
     return (way for way in ways if way is not None)
 
 
@@ -182,22 +190,26 @@ def change_of(example: str, change: Tensor, ball: Ball, levels: int) -> Change |
     return Change(id=example, shape=(3, height, width), unit=unit, steps=packed(content))
 
 
-def patched_of(example: str, clean: Tensor, attacked: Tensor, budget: PatchArea) -> Patched | None:
-    """The squares that cover what differs by more than a grey level; None: nothing does, or no squares cover it."""
+def patches_of(example: str, clean: Tensor, attacked: Tensor, budget: PatchArea) -> list[Patched] | None:
+    """The squares that cover what differs, once for each number of grey levels; None: there are no such squares."""
     height, width = clean.shape[1:]
-    differs = ((attacked - clean).abs() > 1 / 255).any(dim=0)  # nearer to it, and what is stored would be its pixels
+    painted = (attacked - clean).abs() > NEAR
     side = budget.side(height, width)
-    corners = covering(differs.nonzero().numpy(), budget.patches, side)
-    if not corners:
+    corners = covering(painted.any(dim=0).nonzero().numpy(), budget.patches, side)
+    if corners is None:
         return None
-    levels = (255 * attacked).round().to(torch.uint8)
-    seen = torch.cat([levels, 255 * differs[None].to(torch.uint8)]) * differs
-    squares = []
-    for corner in corners:
-        row, column = (max(0, min(low, most - side)) for low, most in zip(corner, (height, width), strict=True))
-        shown = seen[:, row : row + side, column : column + side].permute(1, 2, 0)
-        squares.append(Square(row=row, column=column, side=side, pixels=packed(shown.numpy().tobytes())))
-    return Patched(id=example, shape=(3, height, width), squares=tuple(squares))
+    inside = [(max(0, min(row, height - side)), max(0, min(column, width - side))) for row, column in corners]
+    mask = (painted * torch.tensor([1, 2, 4])[:, None, None]).sum(dim=0, keepdim=True)
+    ways = []
+    for levels in GREYS if inside else ():
+        colours = (255 * (attacked.clamp(0, 1) * (levels - 1)).round() / (levels - 1)).round()
+        content = torch.cat([colours * painted, mask]).to(torch.uint8).permute(1, 2, 0).numpy()
+        cuts = ((row, column, content[row : row + side, column : column + side]) for row, column in inside)
+        squares = tuple(
+            Square(row=row, column=column, side=side, pixels=packed(cut.tobytes())) for row, column, cut in cuts
+        )
+        ways.append(Patched(id=example, shape=(3, height, width), squares=squares))
+    return ways
 
 
 def image_of(stored: AnyImage, clean: Tensor) -> Tensor:
@@ -212,9 +224,10 @@ def image_of(stored: AnyImage, clean: Tensor) -> Tensor:
     image = clean.clone()
     for square in stored.squares:
         content = torch.from_numpy(np.frombuffer(square.unpacked(stored.id), dtype=np.uint8).copy())
-        *colours, alpha = content.reshape(square.side, square.side, 4).permute(2, 0, 1)
+        pixels = content.reshape(square.side, square.side, 4).permute(2, 0, 1)
+        painted = (pixels[3] & torch.tensor([1, 2, 4], dtype=torch.uint8)[:, None, None]) > 0
         beneath = image[:, square.row : square.row + square.side, square.column : square.column + square.side]
-        beneath.copy_(torch.where(alpha > 0, torch.stack(colours) / 255, beneath))
+        beneath.copy_(torch.where(painted, pixels[:3] / 255, beneath))
     return image
 
 

@@ -254,6 +254,9 @@ class Recipe(Table):
             raise self._wrong("schedule.lag", schedule.lag, '0 unless `schedule.each` is "epoch"')
         if self.mixing is not None and self.mixing.mixup == self.mixing.cutmix == 0:
             raise self._wrong("mixing", "without effect", "`mixup` or `cutmix` above 0")
+        if self.adversary is not None and self.adversary.clean_epochs >= schedule.epochs:
+            expected = f"fewer than the {schedule.epochs} of `schedule.epochs`"
+            raise self._wrong("adversary.clean_epochs", self.adversary.clean_epochs, expected)
         photographs = self.data.source == "imagenet"
         stated: dict[str, object] = {"data.size": self.data.size, "data.test_resize": self.data.test_resize}
         stated |= {"augmentation": self.augmentation}

@@ -76,12 +76,14 @@ def _refutation(file: str, content: bytes, claim: _About, known: dict[str, Refut
             expected = "an example that the claim calls robust, once"
             yield Finding("RB906", file, f"/images/{index}/id", shown(image.id), expected)
         open_to_it.discard(image.id)
+        expected = "none, where nothing is attacked"
         try:
-            found = refutation.outside(image, refutation.budget_of(claim.protocol))
+            budget = refutation.budget_of(claim.protocol)
+            expected = refutation.room(budget, *image.shape[1:])
+            found = refutation.outside(image, budget)
         except SubmissionError as error:
             found = shown(str(error), 160)
         if found is not None:
-            expected = "a change of the image, in the budget of the protocol"
             key = "steps" if isinstance(image, Change) else "squares"
             yield Finding("RB907", file, f"/images/{index}/{key}", found, expected)
 

@@ -90,6 +90,12 @@ def test_the_mini_suite_takes_nothing_of_photographs(line: str, key: str, tmp_pa
         _load(tmp_path, line, extends="mini-resnet")
 
 
+def test_an_adversary_that_never_attacks_is_refused(tmp_path: Path) -> None:
+    message = r"`adversary\.clean_epochs` is 5; expected fewer than the 5 of `schedule\.epochs`\."
+    with pytest.raises(RecipeError, match=message):
+        _load(tmp_path, "adversary.clean_epochs = 5", extends="mini-resnet-adv")
+
+
 def test_what_a_process_passes_at_once() -> None:
     recipe = load_recipe("resnet50-gelu-adv")
     assert recipe.part_size(processes=4) == 128  # as published: 4 processes of 128, accumulated 8 times

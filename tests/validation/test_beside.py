@@ -14,9 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robench.budgets import PatchArea
 from robench.errors import SubmissionError
 from robench.leaderboard.board import rows_of
-from robench.refutation import Change, Patched, Refutation, Square, read_refutation
+from robench.protocol import PatchSpec, fraction
+from robench.refutation import Change, Patched, Refutation, Square, read_refutation, room
+from robench.registry import load_protocol
 from robench.submission import RESULT
 from robench.validation import Place, Rules, validate
 from robench.verification import Verdict, called, read_verdict
@@ -118,6 +121,11 @@ REFUTATIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
     "a longer step": (lambda c: c["images"][1].update(steps=packed([0] * 11 + [-2])), "RB907", "/images/1/steps"),
     "too few steps": (lambda c: c["images"][1].update(steps=packed([0] * 11)), "RB907", "/images/1/steps"),
     "too many steps": (lambda c: c["images"][1].update(steps=packed([0] * 10**7)), "RB907", "/images/1/steps"),
+    "more behind the steps": (
+        lambda c: c["images"][1].update(steps=base64.b64encode(zlib.compress(bytes(12)) + b"more").decode()),
+        "RB907",
+        "/images/1/steps",
+    ),
     "steps of no kind": (lambda c: c["images"][1].update(steps="~"), "RB907", "/images/1/steps"),
     "a huge image": (lambda c: c["images"][1].update(shape=[3, 99999, 99999]), "RB901", ""),
     "a negative unit": (lambda c: c["images"][1].update(unit=-0.01), "RB901", ""),
@@ -139,7 +147,7 @@ PATCHED = toy_rules(200, budget={"kind": "patches", "area": "1/10", "patches": 2
 
 
 def _square(size: int, **changes: Any) -> dict[str, Any]:
-    return {"row": 15, "column": 25, "side": size, "pixels": packed([255] * 4 * size**2), **changes}
+    return {"row": 15, "column": 25, "side": size, "pixels": packed([255, 0, 9, 7] * size**2), **changes}
 
 
 SQUARES: dict[str, tuple[dict[str, Any], str, str]] = {
@@ -151,7 +159,17 @@ SQUARES: dict[str, tuple[dict[str, Any], str, str]] = {
     "too few pixels": ({"squares": [_square(5, pixels=packed([0] * 99))]}, "RB907", "/images/0/squares"),
     "too many pixels": ({"squares": [_square(5, pixels=packed([0] * 10**7))]}, "RB907", "/images/0/squares"),
     "pixels of no kind": ({"squares": [_square(5, pixels="~")]}, "RB907", "/images/0/squares"),
-    "a huge square": ({"squares": [_square(5, side=10**9)]}, "RB907", "/images/0/squares"),
+    "some channels": ({"squares": [_square(1, pixels=packed([0, 9, 0, 2]))]}, "", ""),
+    "a colour that is not seen": ({"squares": [_square(1, pixels=packed([1, 9, 0, 2]))]}, "RB907", "/images/0/squares"),
+    "a mask of no channel": ({"squares": [_square(1, pixels=packed([1, 9, 0, 15]))]}, "RB907", "/images/0/squares"),
+    "more behind the pixels": (
+        {"squares": [_square(1, pixels=base64.b64encode(zlib.compress(bytes(4)) + b"more").decode())]},
+        "RB907",
+        "/images/0/squares",
+    ),
+    "a square that is said to be larger": ({"squares": [_square(5, side=7)]}, "RB907", "/images/0/squares"),
+    "a huge square": ({"squares": [_square(5, side=10**9)]}, "RB901", ""),
+    "a square too long to write": ({"squares": [_square(5, side=10**4000)]}, "RB901", ""),
     "a square of nothing": ({"squares": [_square(5, side=0)]}, "RB901", ""),
     "a square above the image": ({"squares": [_square(5, row=-1)]}, "RB901", ""),
     "an unknown key": ({"squares": [_square(5, colour="red")]}, "RB901", ""),
@@ -167,6 +185,30 @@ def test_squares_are_held_to_their_budget(name: str, tmp_path: Path) -> None:
     place = claim(tmp_path, rules=PATCHED)
     put_refutation(place, [], images=[{"id": ROBUST[0], "shape": [3, 20, 30], **content}])
     assert codes(place, PATCHED) == ([(code, REFUTATION, pointer)] if code else [])
+    findings = validate([place.root], rules=PATCHED).findings
+    assert all(len(each.found) < 300 for each in findings)
+    if code == "RB907":
+        assert {each.expected for each in findings} == {"at most 2 squares of 5 pixels, inside the image"}
+
+
+def test_what_a_file_unpacks_to_is_bounded_whatever_the_images_shape(place: Place, tmp_path: Path) -> None:
+    """Squares count as what they are; a change as all of its image."""
+    image = {"id": "x", "shape": [3, 224, 224], "squares": [_square(35)]}
+    assert _said(read_refutation, put_refutation(place, [], images=[image] * 1000).read_bytes()) == ""
+    many = put_refutation(place, [], images=[{**image, "squares": [_square(1, side=2000)] * 2}])
+    assert "expected at most 30,000,000 values in all images" in _said(read_refutation, many.read_bytes())
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "benchmarks").glob("*.toml")), ids=lambda p: p.stem
+)
+def test_squares_are_as_large_as_the_attack_makes_them(path: Path) -> None:
+    """Written once in exact fractions for files, once in floats for tensors."""
+    protocol = load_protocol(path.stem)
+    if isinstance(protocol.budget, PatchSpec):
+        size, budget = protocol.data.crop, protocol.budget
+        side = PatchArea(float(fraction(budget.area)), budget.patches).side(size, size)
+        assert room(budget, size, size) == f"at most {budget.patches} squares of {side} pixels, inside the image"
 
 
 def test_squares_under_a_budget_of_small_changes_are_found(place: Place) -> None:
