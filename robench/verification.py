@@ -50,7 +50,7 @@ CONTROLS = 50
 Tier = Literal["reported", "checked", "spot-verified", "reproduced", "refuted"]
 TIERS: dict[Tier, str] = {
     "reported": "valid; nothing says how anybody else gets the model",
-    "checked": "valid, and the model can be loaded by anybody",
+    "checked": "valid, and says how anybody gets the model; nobody has loaded it or run it again",
     "spot-verified": "a random sample of the examples called robust (or right) was run again, and stood",
     "reproduced": "all examples called robust (or right) were run again, and stood",
     "refuted": "too many of the examples called robust (or right) fell when they were run again",

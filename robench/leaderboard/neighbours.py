@@ -149,9 +149,9 @@ def _challenge(rows: Sequence[_Beside]) -> list[str]:
         f'robench verify {FOLDER}/{row.model}/{row.protocol} --public-value "VALUE" --by "NAME"' for row in named
     ]
     how = (
-        "After the merge a maintainer attacks a random part again. `VALUE` is public and later than the merge, such as"
+        "After the merge a maintainer attacks a random part again. `VALUE` is the randomness of the first round of drand"
     )
-    how += " a round of drand; `--data` says where the images lie. `robench refute` lets anybody lower a claim."
+    how += " after the merge; `--data` says where the images lie. `robench refute` lets anybody lower a claim."
     return [how, "", "```sh", *commands, "```", ""]
 
 
