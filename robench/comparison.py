@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 
 from robench.errors import RunError, complaint
+from robench.intervals import wilson
 from robench.lines import line_of
 from robench.outcome import Outcome
 from robench.protocol import Protocol
-from robench.result import Derived, Metric, Result, holds, read_result, wilson
+from robench.result import Derived, Metric, Result, holds, read_result
 from robench.runs import Run
 from robench.shift import EFFECTIVE_ROBUSTNESS, over_reference, right_cells, scored
 

@@ -15,10 +15,11 @@ import torch
 
 from robench.errors import ProtocolError, RunError, complaint
 from robench.evaluation import Options, evaluate
+from robench.intervals import wilson
 from robench.outcome import Outcome
 from robench.protocol import FRACTION_FORM, PatchSpec, Protocol, fraction, parse_protocol
 from robench.registry import resolve
-from robench.result import Result, holds, wilson
+from robench.result import Result, holds
 
 BALLS = ("linf", "l2")
 """Norms whose budget is a ball, so that a radius means something."""

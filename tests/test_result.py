@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from scipy import stats
 
 from robench.errors import ProtocolError, RunError
+from robench.intervals import clustered, student_quantile, wilson
 from robench.outcome import Outcome, compress, to_csv
-from robench.result import Metric, _student, clustered, percent, read_result, score, shares, wilson
+from robench.result import Metric, percent, read_result, score, shares
 from tests.test_protocol import MISSING, protocol
 from tests.test_runs import OUTCOMES, finished_run, plan
 
@@ -92,7 +93,7 @@ def test_it_holds_the_truth_as_often_as_it_says(examples: int, shape: tuple[floa
 @pytest.mark.parametrize("degrees", [2, 3, 5, 10, 30, 1000])
 @pytest.mark.parametrize("quantile", [0.9, 0.975])
 def test_students_quantile_is_scipys(degrees: int, quantile: float) -> None:
-    assert _student(quantile, degrees) == pytest.approx(stats.t.ppf(quantile, degrees), rel=0.01)
+    assert student_quantile(quantile, degrees) == pytest.approx(stats.t.ppf(quantile, degrees), rel=0.01)
 
 
 def test_a_few_equal_shares_promise_nothing() -> None:

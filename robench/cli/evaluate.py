@@ -19,9 +19,10 @@ from robench.cli.screen import bar, err, out, print_json
 from robench.cli.shifts import derived_table, grid, show_beside_clean
 from robench.errors import RunError, complaint
 from robench.figures import check_figure, draw_radii, draw_result
+from robench.intervals import wilson
 from robench.progress import Progress, Silent
 from robench.registry import load_protocol
-from robench.result import Metric, Result, wilson
+from robench.result import Metric, Result
 
 if TYPE_CHECKING:
     from robench.curves import RadiusCurve

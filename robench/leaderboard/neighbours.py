@@ -148,10 +148,8 @@ def _challenge(rows: Sequence[_Beside]) -> list[str]:
     commands = [
         f'robench verify {FOLDER}/{row.model}/{row.protocol} --public-value "VALUE" --by "NAME"' for row in named
     ]
-    how = (
-        "After the merge a maintainer attacks a random part again. `VALUE` is the randomness of the first round of drand"
-    )
-    how += " after the merge; `--data` says where the images lie. `robench refute` lets anybody lower a claim."
+    how = "After the merge a maintainer attacks a random part again. `VALUE` is the randomness of the first round"
+    how += " of drand after the merge; `--data` says where the images lie. `robench refute` lets anybody lower a claim."
     return [how, "", "```sh", *commands, "```", ""]
 
 
