@@ -56,8 +56,13 @@ def calls_autograd(classifier: Classifier, images: Tensor) -> list[str]:
 
 @contextmanager
 def _watched(note: Callable[[], None]) -> Iterator[None]:
-    """Tell of calls of autograd from Python, whatever the caller's own tracers do."""
-    grad, backward, tensor_backward = torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward
+    """Tell of calls of autograd from Python, whatever the caller's own tracers do.
+
+    A model may have imported `grad` by name; so what both functions of torch call first is watched, too.
+    """
+    places = [(torch.autograd, "grad"), (torch.autograd, "backward"), (torch.Tensor, "backward")]
+    places += [(torch.autograd, "_make_grads")]
+    before = [(place, name, getattr(place, name)) for place, name in places if hasattr(place, name)]
 
     def telling(function: Any) -> Any:
         def called(*arguments: Any, **settings: Any) -> Any:
@@ -66,13 +71,13 @@ def _watched(note: Callable[[], None]) -> Iterator[None]:
 
         return called
 
-    torch.autograd.grad, torch.autograd.backward = telling(grad), telling(backward)
-    torch.Tensor.backward = telling(tensor_backward)  # type: ignore[method-assign]  # put back below
+    for place, name, function in before:
+        setattr(place, name, telling(function))
     try:
         yield
     finally:
-        torch.autograd.grad, torch.autograd.backward = grad, backward
-        torch.Tensor.backward = tensor_backward  # type: ignore[method-assign]  # as it was
+        for place, name, function in before:
+            setattr(place, name, function)
 
 
 def loss_over_radii(classifier: Looked, images: Tensor, labels: Tensor, budgets: Sequence[Ball]) -> list[float]:

@@ -103,7 +103,7 @@ def _difference(own: Classifier, faster: Classifier, batch: Tensor, gradients: b
     expected, found = own.logits(batch), faster.logits(batch)
     if not torch.equal(expected.argmax(dim=1), found.argmax(dim=1)):
         return "predicts other classes"
-    moved, scale = float((found - expected).abs().max()), max(1.0, float(expected.abs().max()))
+    moved, scale = float((found - expected).abs().max()), float(expected.abs().max())
     if not moved <= TOLERANCE * scale:
         return f"moves logits by {moved:.2g}"
     if gradients:
@@ -214,12 +214,18 @@ def cpu_slots(images: Tensor) -> int:
     return 128 if images.shape[2] * images.shape[3] <= SMALL else 64
 
 
-def slots_for(classifier: Classifier, images: Tensor) -> int:
-    """How many examples of the size of these images are attacked at a time on the classifier's device."""
+def slots_for(classifier: Classifier, images: Tensor, *, gradients: bool) -> int:
+    """How many examples of the size of these images are attacked at a time on the classifier's device.
+
+    Args:
+      classifier: what the attack looks at.
+      images: float32 in [0, 1], shape (N, 3, H, W).
+      gradients: whether the attack asks for any; a model without can only be timed forwards.
+    """
     if classifier.device.type == "cpu":
         return cpu_slots(images)
     rows = images.to(classifier.device)
-    return best_batch_size(lambda size: pass_rate(classifier, repeated(rows, size)))
+    return best_batch_size(lambda size: pass_rate(classifier, repeated(rows, size), gradients=gradients))
 
 
 def best_batch_size(measure: Callable[[int], float], *, start: int = 32, most: int = 1024, gain: float = 1.05) -> int:

@@ -230,7 +230,7 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
             fast_path=fast.measures,
             caveats=tuple(caveats),
         )
-        slots = request.batch_size or slots_for(fast.classifier, batch)
+        slots = request.batch_size or slots_for(fast.classifier, batch, gradients=needs_gradients(stages))
         yield Prepared(protocol, stages, budget, classifier, fast, source, batch, plan, slots, reference)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import grad as imported_grad
 
 import robench
 from robench import audits
@@ -48,13 +49,23 @@ def _purified_backward(images: Tensor) -> Tensor:
     return images - 0.01 * leaf.grad
 
 
-@pytest.mark.parametrize("change", [_purified, _purified_backward])
+def _purified_by_name(images: Tensor) -> Tensor:
+    with torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_()
+        (slope,) = imported_grad((leaf**2).sum(), leaf)
+    return images - 0.01 * slope
+
+
+@pytest.mark.parametrize("change", [_purified, _purified_backward, _purified_by_name])
 def test_autograd_in_the_forward_pass_is_seen_and_nothing_stays_patched(change: Callable[[Tensor], Tensor]) -> None:
-    before = torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward
+    def now() -> tuple[Any, ...]:
+        return torch.autograd.grad, torch.autograd.backward, torch.autograd._make_grads, torch.Tensor.backward
+
+    before = now()
     images = random_images(16)
     assert audits.calls_autograd(Classifier(_Changed(change).eval()), images) == [audits.AUTOGRAD]
     assert audits.calls_autograd(Classifier(small_net()), images) == []  # nothing is left of the model before
-    assert (torch.autograd.grad, torch.autograd.backward, torch.Tensor.backward) == before
+    assert now() == before
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -184,6 +195,7 @@ def test_nothing_of_an_odd_model_stays_for_the_next(tmp_path: Path, engine: Any)
         return [
             torch.autograd.grad,
             torch.autograd.backward,
+            torch.autograd._make_grads,
             torch.Tensor.backward,
             torch.is_grad_enabled(),
             torch.is_inference_mode_enabled(),

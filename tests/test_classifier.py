@@ -43,13 +43,27 @@ def test_probabilities_are_refused_and_log_probabilities_are_not() -> None:
     assert _check(nn.Sequential(small_net(), nn.LogSoftmax(dim=1)).eval()) == []
 
 
-def test_a_randomised_model_is_refused() -> None:
+@pytest.mark.parametrize("scale", [1.0, 1e-5])
+def test_a_randomised_model_is_refused(scale: float) -> None:
+    """Also one whose logits are tiny."""
     net = small_net()
     _refused(
-        lambda images: net(images) + 0.01 * torch.randn(1),
+        lambda images: scale * (net(images) + 0.01 * torch.randn(1)),
         "m: `model` is randomised: two passes over the same images differ; expected the same answer every time. "
         "The standard protocols would flatter or slander it: fix its random draws.",
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_an_objective_is_computed_in_float32_at_least(dtype: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+
+    def objective(logits: Tensor) -> Tensor:
+        seen.append(logits.dtype)
+        return logits[:, 0]
+
+    Classifier(small_net().to(dtype)).gradient(random_images(2), objective)
+    assert seen == [torch.float64 if dtype == torch.float64 else torch.float32]
 
 
 def test_a_randomised_model_is_welcome_where_it_is_asked_many_times() -> None:

@@ -10,7 +10,16 @@ from robench import fastpath
 from robench.classifier import Classifier
 from robench.data.mini import attack_set
 from robench.evaluation import Options, evaluate
-from robench.fastpath import CHANNELS_LAST, FOLDED, INFERENCE, MEASURES, best_batch_size, fold_batch_norm, quicken
+from robench.fastpath import (
+    CHANNELS_LAST,
+    FOLDED,
+    INFERENCE,
+    MEASURES,
+    best_batch_size,
+    fold_batch_norm,
+    quicken,
+    slots_for,
+)
 from robench.runs import Run
 from tests.fakes import short_pgd
 
@@ -242,3 +251,21 @@ def test_a_compiled_copy_gives_the_same_answers() -> None:
     fast = quicken(classifier, _images(), measures=(*MEASURES, fastpath.COMPILED))
     assert fast.measures == (*MEASURES, fastpath.COMPILED)
     assert not fast.notes
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_a_model_is_timed_as_it_will_be_asked(gradients: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What has no gradients can only be timed forwards; on a CPU nothing is timed."""
+    asked: list[bool] = []
+
+    def measure(classifier: Classifier, images: Tensor, *, gradients: bool = True, repeats: int = 3) -> float:
+        asked.append(gradients)
+        return 1.0
+
+    monkeypatch.setattr(fastpath, "pass_rate", measure)
+    classifier = Classifier(robench.load_model("mini-resnet"))
+    assert slots_for(classifier, _images(4), gradients=gradients) == 128
+    assert asked == []
+    monkeypatch.setattr(classifier, "device", torch.device("meta"))
+    slots_for(classifier, _images(4), gradients=gradients)
+    assert set(asked) == {gradients}

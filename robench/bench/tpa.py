@@ -40,7 +40,7 @@ def measure_tpa(settings: Settings) -> Measurement:
     own = Classifier(model, name=settings.model)
     faster = quicken(own, images[: cpu_slots(images)], gradients=False)
     assert faster.classifier.module is not None, "a bench runs on modules"
-    slots = slots_for(faster.classifier, images)
+    slots = slots_for(faster.classifier, images, gradients=False)
     peers = {"loop": LEAST_ROUNDS, "loop that stops at once": 1}
     robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
     shares, rates, queries = [], [], []

@@ -211,7 +211,7 @@ class OnePlace:
 
 
 def _hunt(kind: Any, count: int, folder: Any, **settings: Any) -> list[Finished]:
-    """Attack so many random placements under the budget of `mini-tpa`."""
+    """Attack so many random placements with the queries of `mini-tpa`, four squares of 10 % of the area."""
     shades = torch.tensor([(texture + 1) / 10 for texture in range(8)])[None, :, None, None, None]
     textures = shades.expand(2, 8, 3, 16, 16).contiguous()
     dictionary = TextureDictionary((0, 1), textures)
@@ -241,5 +241,5 @@ def test_the_agent_finds_it_for_95_of_100_places(tmp_path: Any) -> None:
     """Random search stands beside it, with as many queries; see docs/decisions/0010."""
     for patches in (4, 1):
         found = _report(f"tpa, {patches} patches", _hunt(TPA, 100, tmp_path, patches=patches))
-        _report(f"random search, {patches} patches", _hunt(RandomPatches, 100, tmp_path, patches=patches))
-        assert found >= 95 or patches == 1
+        by_chance = _report(f"random search, {patches} patches", _hunt(RandomPatches, 100, tmp_path, patches=patches))
+        assert found >= (95 if patches == 4 else by_chance + 15)
