@@ -77,7 +77,7 @@ def _batch(model: str) -> tuple[Tensor, Tensor]:
 
 def _recipe(model: str, adversary: AdversaryRecipe | None, batch_size: int) -> Recipe:
     recipe = load_recipe(model.removeprefix("photographs:"))
-    return recipe.model_copy(update={"batch_size": batch_size, "adversary": adversary})
+    return recipe.model_copy(update={"batch_size": batch_size, "adversary": adversary, "precision": "float32"})
 
 
 def _trainer(recipe: Recipe, folder: Path, images: Tensor, labels: Tensor) -> Callable[[int], None]:

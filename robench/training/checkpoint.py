@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from robench.errors import RecipeError, complaint
 
@@ -40,12 +41,13 @@ def writing(path: Path) -> Iterator[None]:
     """Name the file that could not be written.
 
     Raises:
-      RecipeError: in place of an `OSError`.
+      RecipeError: in place of what the system or safetensors raises.
     """
     try:
         yield
-    except OSError as error:
-        found = f"not writable ({error.strerror or type(error).__name__})"
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        found = f"not writable ({reason or type(error).__name__})"
         advice = "Make room; the same command goes on after the last checkpoint."
         raise RecipeError(complaint(str(path), "file", found, "room to write", advice)) from error
 

@@ -19,8 +19,8 @@ from robench.zoo.state import fill
 from robench.zoo.timm_models import HUB_FILE
 
 
-def load_teacher(recipe: Recipe, path: Path | None, folder: Path) -> nn.Module:
-    """The model that a recipe learns from, in eval mode, without gradients.
+def load_teacher(recipe: Recipe, path: Path | None, folder: Path) -> tuple[nn.Module, str]:
+    """The model that a recipe learns from, in eval mode, without gradients, and the SHA-256 of its weights.
 
     Args:
       recipe: names the teacher's recipe.
@@ -41,8 +41,8 @@ def load_teacher(recipe: Recipe, path: Path | None, folder: Path) -> nn.Module:
     weights = found / HUB_FILE if found.is_dir() else found
     with torch.random.fork_rng(devices=[]):
         model = build_model(teacher)
-    fill(model if teacher.data.source == "mini" else model.network, weights, name)
-    return model.eval().requires_grad_(False)
+    sha256 = fill(model if teacher.data.source == "mini" else model.network, weights, name)
+    return model.eval().requires_grad_(False), sha256
 
 
 def distilled(loss: Tensor, logits: Tensor, teacher: nn.Module, images: Tensor, recipe: DistillationRecipe) -> Tensor:

@@ -4,6 +4,7 @@ Not here: checkpoints to go on from (`checkpoint`).
 """
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +37,28 @@ def export_weights(recipe: Recipe, model: nn.Module, path: Path) -> None:
     """
     temporary = path.with_suffix(".tmp") if recipe.data.source == "mini" else path.with_name(f"{path.name}.tmp")
     with writing(path):
-        if recipe.data.source == "mini":
-            state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-            save_file(state, temporary)
-        else:
-            assert isinstance(model, Normalised)
-            shutil.rmtree(temporary, ignore_errors=True)
-            _write_folder(recipe, model, temporary)
-            shutil.rmtree(path, ignore_errors=True)
-        temporary.replace(path)
+        try:
+            if recipe.data.source == "mini":
+                state = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+                save_file(state, temporary)
+            else:
+                assert isinstance(model, Normalised)
+                _remove(temporary)
+                _write_folder(recipe, model, temporary)
+                shutil.rmtree(path, ignore_errors=True)
+            temporary.replace(path)
+        except BaseException:
+            _remove(temporary)
+            raise
+
+
+def _remove(path: Path) -> None:
+    """A file or folder, where it can be removed."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()
 
 
 def _write_folder(recipe: Recipe, model: Normalised, folder: Path) -> None:

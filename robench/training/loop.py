@@ -10,6 +10,7 @@ of each; with a teacher one forward of the teacher.
 Not here: what a recipe says (`recipe`), where images come from (`batches`, `photographs`), and progress bars (`cli`).
 """
 
+import json
 import random
 import time
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Options:
-    """Where and how a recipe is followed; nothing here changes what the model becomes.
+    """Where and how a recipe is followed. Of this only the teacher, and `cpu` under float16, move weights.
 
     Attributes:
       data: folder with ImageNet's `train` and `val`, for recipes for photographs.
@@ -156,13 +157,15 @@ class Training:
         self.mixup: Mixup | None = None
         """Of the epoch."""
         self.teacher: nn.Module | None = None
+        running: dict[str, Any] = {"processes": processes, "device": device.type}
+        running["precision"] = self.accelerator.mixed_precision
         if recipe.distillation is not None:
-            self.teacher = load_teacher(recipe, options.teacher, folder).to(device)
+            teacher, running["teacher_sha256"] = load_teacher(recipe, options.teacher, folder)
+            self.teacher = teacher.to(device)
 
         self.finished_epochs, self.finished_steps = 0, 0
         self.loss_sum, self.seconds = 0.0, 0.0
         header = {"recipe": recipe.model_dump(mode="json", by_alias=True), "recipe_sha256": recipe.digest}
-        running = {"processes": processes, "device": device.type, "precision": self.accelerator.mixed_precision}
         self.record = Record(folder, recipe.name, header | running | provenance, tensorboard=options.tensorboard)
         self.checkpoint = folder / f"{recipe.name}.checkpoint"
         self.draws: Tensor | None = None
@@ -170,7 +173,7 @@ class Training:
         # The bare model is attacked, watched and saved; what Accelerate wraps has parallel passes and mixed precision.
         self.passes, self.stepper = self.accelerator.prepare(_Passes(self.model), self.optimizer)
         if saved is not None:
-            self._restore(saved)
+            self._restore(saved, running)
 
     @property
     def shown_model(self) -> nn.Module:
@@ -311,7 +314,8 @@ class Training:
         checkpoint.save(self.checkpoint, content)
         self.record.write(last=self.finished_epochs == self.recipe.schedule.epochs)
 
-    def _restore(self, content: dict[str, Any]) -> None:
+    def _restore(self, content: dict[str, Any], running: dict[str, Any]) -> None:
+        self._check_teacher(json.loads(content["log"].partition("\n")[0]), running)
         self.model.load_state_dict(content["model"])
         self.optimizer.load_state_dict(content["optimizer"])
         if self.average is not None:
@@ -321,6 +325,18 @@ class Training:
         self.finished_epochs, self.finished_steps = content["finished_epochs"], content["finished_steps"]
         self.loss_sum, self.seconds, self.draws = content["loss_sum"], content["seconds"], content["draws"]
         self.record.restore(content["log"])
+        header = self.record.header
+        before = header.get("continued", [header])[-1]
+        if changed := [f"{key} {before.get(key)} -> {now}" for key, now in running.items() if before.get(key) != now]:
+            header.setdefault("continued", []).append({"epoch": self.finished_epochs, **running})
+            self.notices.append(f"Goes on in another way than before ({', '.join(changed)}); the log says so.")
+
+    def _check_teacher(self, header: dict[str, Any], running: dict[str, Any]) -> None:
+        """What was begun with one teacher does not go on with another."""
+        found, expected = header.get("teacher_sha256"), running.get("teacher_sha256")
+        if found is not None and found != expected:
+            advice = "Go on with the same weights, or train under another `--out`."
+            raise RecipeError(complaint(str(self.checkpoint), "teacher", found, f"{expected} (this teacher)", advice))
 
     def _accelerator(self) -> Accelerator:
         AcceleratorState._reset_state()  # else the precision of an earlier training in this process stays

@@ -244,19 +244,9 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _consistent(self) -> "Recipe":
         self.part_size(processes=1)
-        schedule = self.schedule
-        if (schedule.kind == "steps") != bool(schedule.milestones):
-            found = list(schedule.milestones) or "missing"
-            raise self._wrong("schedule.milestones", found, 'epochs with the kind "steps", and none without it')
-        if list(schedule.milestones) != sorted(set(schedule.milestones)):
-            raise self._wrong("schedule.milestones", list(schedule.milestones), "rising epochs without repetition")
-        if schedule.lag and schedule.each == "update":
-            raise self._wrong("schedule.lag", schedule.lag, '0 unless `schedule.each` is "epoch"')
+        self._check_schedule()
         if self.mixing is not None and self.mixing.mixup == self.mixing.cutmix == 0:
             raise self._wrong("mixing", "without effect", "`mixup` or `cutmix` above 0")
-        if self.adversary is not None and self.adversary.clean_epochs >= schedule.epochs:
-            expected = f"fewer than the {schedule.epochs} of `schedule.epochs`"
-            raise self._wrong("adversary.clean_epochs", self.adversary.clean_epochs, expected)
         photographs = self.data.source == "imagenet"
         stated: dict[str, object] = {"data.size": self.data.size, "data.test_resize": self.data.test_resize}
         stated |= {"augmentation": self.augmentation}
@@ -268,6 +258,25 @@ class Recipe(Table):
             if not photographs and value is not None:
                 raise self._wrong(key, "stated", "none for the mini suite, whose images stay as they are")
         return self
+
+    def _check_schedule(self) -> None:
+        """What begins ends, in the epochs that there are."""
+        schedule = self.schedule
+        if (schedule.kind == "steps") != bool(schedule.milestones):
+            found = list(schedule.milestones) or "missing"
+            raise self._wrong("schedule.milestones", found, 'epochs with the kind "steps", and none without it')
+        if list(schedule.milestones) != sorted(set(schedule.milestones)):
+            raise self._wrong("schedule.milestones", list(schedule.milestones), "rising epochs without repetition")
+        if schedule.lag and schedule.each == "update":
+            raise self._wrong("schedule.lag", schedule.lag, '0 unless `schedule.each` is "epoch"')
+        if schedule.warmup_epochs >= schedule.epochs:
+            expected = f"fewer than the {schedule.epochs} of `schedule.epochs`"
+            raise self._wrong("schedule.warmup_epochs", schedule.warmup_epochs, expected)
+        if self.adversary is not None:
+            before = self.adversary.clean_epochs + self.adversary.warmup_epochs
+            if before >= schedule.epochs:
+                expected = f"with `adversary.warmup_epochs` fewer than the {schedule.epochs} of `schedule.epochs`"
+                raise self._wrong("adversary.clean_epochs", self.adversary.clean_epochs, expected)
 
     def part_size(self, *, processes: int) -> int:
         """Examples that a process passes through the network at once.

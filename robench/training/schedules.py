@@ -70,8 +70,10 @@ def randaugment_policy(recipe: Recipe, epoch: int) -> str | None:
     if randaugment is None:
         return None
     magnitude = at_epoch(randaugment.magnitude, epoch)
-    increasing = int(randaugment.increasing)
-    return f"rand-m{magnitude}-n{randaugment.layers}-mstd{randaugment.deviation:g}-inc{increasing}"
+    policy = f"rand-m{magnitude}-n{randaugment.layers}-mstd{randaugment.deviation:g}"
+    if randaugment.increasing:
+        policy += "-inc1"  # and no "-inc0", which some releases of timm take for a yes
+    return f"{policy}-mmax{magnitude}" if magnitude > 10 else policy  # else timm stops at 10
 
 
 def mixup_of(recipe: Recipe, epoch: int, *, classes: int) -> Mixup | None:

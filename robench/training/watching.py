@@ -20,7 +20,11 @@ _AT_ONCE = 64
 FALL = 0.5
 """Catastrophic overfitting: accuracy under PGD falls below this share of the best epoch's ..."""
 HOLD = 0.9
-"""... while accuracy under one step keeps this share of that epoch's."""
+"""... while accuracy under one step keeps this share of that epoch's. Or, where there was no better epoch:"""
+APART = 0.1
+"""accuracy under PGD is below this share of that under one step ..."""
+MEANT = 0.2
+"""... which is at least so high."""
 
 
 def probe(recipe: AdversaryRecipe, steps: int) -> AdversaryRecipe:
@@ -53,7 +57,7 @@ def attacked_accuracy(
 
 
 def catastrophic_overfitting(lines: Sequence[dict[str, Any]], *, clean_epochs: int = 0) -> bool:
-    """Whether in the last epoch many steps break what one step does not, as they did not in a better epoch.
+    """Whether in the last epoch many steps break what one step does not: more than in a better epoch, or nearly all.
 
     Args:
       lines: of the log, one an epoch, with `pgd@10` and `single-step`.
@@ -65,4 +69,6 @@ def catastrophic_overfitting(lines: Sequence[dict[str, Any]], *, clean_epochs: i
     if len(lines) <= clean_epochs:
         return False
     best, last = max(lines[clean_epochs:], key=lambda line: float(line[pgd])), lines[-1]
-    return bool(last[pgd] < FALL * best[pgd] and last["single-step"] >= HOLD * best["single-step"])
+    single = last["single-step"]
+    fallen = last[pgd] < FALL * best[pgd] and single >= HOLD * best["single-step"]
+    return bool(fallen or (single >= MEANT and last[pgd] < APART * single))

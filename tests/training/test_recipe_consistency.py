@@ -91,9 +91,16 @@ def test_the_mini_suite_takes_nothing_of_photographs(line: str, key: str, tmp_pa
 
 
 def test_an_adversary_that_never_attacks_is_refused(tmp_path: Path) -> None:
-    message = r"`adversary\.clean_epochs` is 5; expected fewer than the 5 of `schedule\.epochs`\."
+    message = r"`adversary\.clean_epochs` is 3; expected with `adversary\.warmup_epochs` fewer than the 5 of `schedule"
     with pytest.raises(RecipeError, match=message):
-        _load(tmp_path, "adversary.clean_epochs = 5", extends="mini-resnet-adv")
+        _load(tmp_path, "adversary.clean_epochs = 3", extends="mini-resnet-adv")
+
+
+@pytest.mark.parametrize("extends", ["deit-s", "convnext-t"])
+def test_a_warm_up_that_never_ends_is_refused(extends: str, tmp_path: Path) -> None:
+    message = r"`schedule\.warmup_epochs` is \d+; expected fewer than the 5 of `schedule\.epochs`\."
+    with pytest.raises(RecipeError, match=message):
+        _load(tmp_path, "schedule.epochs = 5", extends=extends)
 
 
 def test_what_a_process_passes_at_once() -> None:

@@ -16,7 +16,7 @@ def test_every_recipe_for_photographs_has_its_row_and_every_row_its_recipe() -> 
 
 def test_a_row_says_what_came_out_or_that_nothing_did() -> None:
     assert len(ROWS) == PAGE.count("| `robench train ")
-    assert all(published and here == "not run yet" for _, published, here in ROWS)
+    assert all(published and (here == "not run yet" or re.search(r"\d", here)) for _, published, here in ROWS)
 
 
 def test_figures_are_those_of_the_sources() -> None:

@@ -1,9 +1,11 @@
 """What changes over the epochs, beside tables written by hand from the sources of the recipes."""
 
 import math
+from typing import Any
 
 import pytest
 import torch
+from timm.data.auto_augment import rand_augment_transform
 from torch import nn
 
 from robench.training import Recipe, load_recipe
@@ -140,4 +142,24 @@ def test_labels_are_smoothed_where_they_are_mixed() -> None:
 
 
 def test_the_policy_of_resnet_rs_has_no_spread() -> None:
-    assert randaugment_policy(load_recipe("resnet-rs-200-256"), 7) == "rand-m15-n2-mstd0-inc0"
+    assert randaugment_policy(load_recipe("resnet-rs-200-256"), 7) == "rand-m15-n2-mstd0-mmax15"
+
+
+@pytest.mark.parametrize(("name", "magnitude"), [("deit-s", 9), ("resnet-rs-200-256", 15)])
+def test_operations_receive_the_magnitude_of_the_recipe(name: str, magnitude: int) -> None:
+    """timm cuts magnitudes at 10 unless it is told otherwise."""
+    policy = randaugment_policy(load_recipe(name), 7)
+    assert policy is not None
+    received: list[float] = []
+
+    def argument(level: float, hparams: Any) -> tuple[()]:
+        received.append(level)
+        return ()
+
+    for operation in rand_augment_transform(policy.replace("mstd0.5", "mstd0"), {}).ops:
+        operation.prob = 1.0
+        operation.level_fn = argument
+        operation.aug_fn = lambda image, **options: image
+        operation(None)
+    assert len(received) > 10
+    assert set(received) == {magnitude}

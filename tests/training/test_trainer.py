@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import hashlib
 import json
 import os
 import resource
@@ -26,6 +27,7 @@ from robench.training import Options, Recipe, load_recipe, loop, train
 from robench.training.batches import MiniBatches, Share
 from robench.training.construction import build_model, build_optimizer
 from robench.training.distillation import distilled
+from robench.training.export import export_weights
 from robench.training.photographs import Photographs
 from robench.training.recipe import DistillationRecipe
 from robench.training.schedules import LearningRate
@@ -385,6 +387,72 @@ def test_a_full_disk_is_a_clear_error_and_keeps_the_checkpoint(root: Path, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["small.checkpoint", "small.csv", "small.jsonl"]
 
 
+def test_a_full_disk_at_the_export_is_a_clear_error_and_leaves_nothing(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """safetensors has errors of its own, which are none of the system's."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def export(recipe: Recipe, model: nn.Module, path: Path) -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+        try:
+            export_weights(recipe, model, path)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+    recipe = recipe_with(schedule={"epochs": 1, "warmup_epochs": 0})
+    with monkeypatch.context() as patched:
+        patched.setattr(loop, "export_weights", export)
+        with pytest.raises(
+            RecipeError, match=r"small: `file` is not writable \(.*File too large.*\); expected room to"
+        ):
+            _train(recipe, tmp_path, root)
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix not in (".png", ".csv")) == [
+        "small.checkpoint",
+        "small.jsonl",
+    ]
+    assert _train(recipe, tmp_path, root).is_dir()
+
+
+def test_a_student_goes_on_with_the_teacher_it_began_with(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = recipe_with(name="wise", schedule={"epochs": 1, "warmup_epochs": 0})
+    student = recipe_with(distillation={"teacher": "wise", "alpha": 0.5, "temperature": 2.0})
+    monkeypatch.setattr("robench.training.distillation.load_recipe", {"wise": teacher}.__getitem__)
+    first, second = (
+        _train(teacher.model_copy(update={"seed": seed}), tmp_path / str(seed), root) / "model.safetensors"
+        for seed in (0, 1)
+    )
+    with pytest.raises(StoppedError):
+        _train(student, tmp_path, root, Watch(stop_after_epoch=0), teacher=first)
+    header = json.loads((tmp_path / "small.jsonl").read_text().splitlines()[0])
+    assert header["teacher_sha256"] == hashlib.sha256(first.read_bytes()).hexdigest()
+    with pytest.raises(RecipeError, match=r"small\.checkpoint: `teacher` is \w{64}; expected \w{64} \(this teacher\)"):
+        _train(student, tmp_path, root, teacher=second)
+    _train(student, tmp_path, root, teacher=first)
+
+
+def test_a_training_that_goes_on_in_another_way_says_so(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(StoppedError):
+        _train(recipe_with(), tmp_path, root, Watch(stop_after_epoch=0))
+    restore = loop.Training._restore
+
+    def restored(self: loop.Training, content: dict[str, Any], running: dict[str, Any]) -> None:
+        restore(self, content, {**running, "precision": "fp16"})
+
+    watch = Watch()
+    with monkeypatch.context() as patched:
+        patched.setattr(loop.Training, "_restore", restored)
+        _train(recipe_with(), tmp_path, root, watch)
+    assert watch.notices == ["Goes on in another way than before (precision no -> fp16); the log says so."]
+    header = json.loads((tmp_path / "small.jsonl").read_text().splitlines()[0])
+    assert header["precision"] == "no"
+    assert header["continued"] == [{"epoch": 1, "processes": 1, "device": header["device"], "precision": "fp16"}]
+
+
 def test_a_resume_from_another_recipe_is_refused(root: Path, tmp_path: Path) -> None:
     with pytest.raises(StoppedError):
         _train(recipe_with(), tmp_path, root, Watch(stop_after_epoch=0))
@@ -412,6 +480,11 @@ def _line(pgd: float, single: float) -> dict[str, float]:
         ([_line(0.3, 0.4), _line(0.02, 0.8)], True),
         ([_line(0.3, 0.4), _line(0.02, 0.1)], False),  # a model that collapsed altogether
         ([_line(0.3, 0.4), _line(0.0, 0.9), _line(0.31, 0.4)], False),  # recovered
+        ([_line(0.0, 0.6)], True),  # from the beginning
+        ([_line(0.0, 0.6), _line(0.002, 0.8), _line(0.001, 0.95)], True),
+        ([_line(0.04, 0.9), _line(0.03, 0.95)], True),
+        ([_line(0.0, 0.1)], False),  # has learnt nothing yet
+        ([_line(0.04, 0.28)], False),
     ],
 )
 def test_catastrophic_overfitting_is_pgd_falling_while_one_step_does_not(
@@ -421,24 +494,30 @@ def test_catastrophic_overfitting_is_pgd_falling_while_one_step_does_not(
 
 
 def test_epochs_without_an_adversary_say_nothing_of_catastrophic_overfitting() -> None:
-    clean = [_line(0.02, 0.01), _line(0.0, 0.02)]
+    clean = [_line(0.02, 0.01), _line(0.0, 0.3)]
     assert catastrophic_overfitting(clean)
     assert not catastrophic_overfitting(clean, clean_epochs=2)
     assert not catastrophic_overfitting([*clean, _line(0.3, 0.4)], clean_epochs=2)
     assert catastrophic_overfitting([*clean, _line(0.3, 0.4), _line(0.02, 0.8)], clean_epochs=2)
 
 
-@pytest.mark.parametrize("clean_epochs", [0, 1])
+def test_a_clean_epoch_is_not_logged_as_catastrophic_overfitting(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accuracies = iter([0.01, 0.9, 0.3, 0.4])
+    monkeypatch.setattr(loop, "attacked_accuracy", lambda *arguments, **options: next(accuracies))
+    watch = Watch()
+    _train(recipe_with(adversary={**ADVERSARY, "clean_epochs": 1}), tmp_path, root, watch)
+    assert [line.get("catastrophic_overfitting") for line in watch.lines] == [None, None]
+
+
 def test_catastrophic_overfitting_is_logged_and_told(
-    clean_epochs: int, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accuracies = iter([0.3, 0.4, 0.01, 0.9])
     monkeypatch.setattr(loop, "attacked_accuracy", lambda *arguments, **options: next(accuracies))
     watch = Watch()
-    _train(recipe_with(adversary={**ADVERSARY, "clean_epochs": clean_epochs}), tmp_path, root, watch)
-    if clean_epochs:
-        assert not any("catastrophic_overfitting" in line for line in watch.lines)
-        return
+    _train(recipe_with(adversary=ADVERSARY), tmp_path, root, watch)
     assert [line.get("catastrophic_overfitting") for line in watch.lines] == [None, True]
     assert watch.notices == [
         "Catastrophic overfitting in epoch 2: PGD breaks what one step does not. "

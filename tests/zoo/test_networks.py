@@ -50,6 +50,9 @@ FIGURES: list[tuple[str, int, str | None, str | None]] = [
     ("spach_ss_s_attn", 224, "32.51", "6.73"),
     ("spach_ss_s_mlp", 224, "39.82", "7.97"),
     # Liu et al. 2022, tables 10 and 11; "layer_norm" in regime 50 as it must be (printed: 4.46), the last as counted.
+    ("convnext_tiny", 224, "28.59", "4.46"),
+    ("convnext_small", 224, "50.22", "8.68"),
+    ("convnext_base", 224, "88.59", "15.35"),
     ("roadmap50_resnet", 224, "25.56", "4.09"),
     ("roadmap50_stage_ratio", 224, "28.63", "4.53"),
     ("roadmap50_patchify", 224, None, "4.42"),
