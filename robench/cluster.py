@@ -84,6 +84,19 @@ def _importing() -> Iterator[None]:
         thread.join()
 
 
+_PATHS = ("weights", "textures", "clean", "reference_weights", "save_adversarial")
+"""Options that may be paths."""
+
+
+def whole_path(value: Any) -> Any:
+    """A path of this host as any folder calls it, for tasks run where Ray was started; all else as it is."""
+    if isinstance(value, str | Path):
+        with suppress(OSError):  # a place that may not be looked at is refused where it is read
+            if Path(value).exists():
+                return type(value)(Path(value).resolve())
+    return value
+
+
 class RayCrew:
     """Ray tasks that make the shards of a run; each is one worker on its folder, which all hosts must see.
 
@@ -103,7 +116,10 @@ class RayCrew:
 
     def take_on(self, model: Any, **arguments: Any) -> None:
         """Say what `robench.evaluate` is called with: a name, or what Ray can pickle, and the rest."""
-        self._work = model, {name: value for name, value in arguments.items() if name != "run_dir"}
+        given = {name: value for name, value in arguments.items() if name != "run_dir"}
+        options = given["options"]
+        paths = {name: whole_path(getattr(options, name)) for name in _PATHS}
+        self._work = model, {**given, "data": whole_path(given.get("data")), "options": replace(options, **paths)}
 
     def start(self, run: Run) -> None:
         assert self._work is not None, "a crew takes on its work first"
@@ -112,7 +128,9 @@ class RayCrew:
         task = self._ray.remote(num_cpus=1, num_gpus=self._gpus, max_retries=RETRIES)(_attack)
         for index in range(self._processes):
             rank = Rank(index + 1, self._processes)  # rank 0 is here, and does not attack
-            options = replace(arguments["options"], crew=None, watcher=Silent(), showcase=None, rank=rank)
+            # Not `fresh`: who planned the run has started over already.
+            settings: dict[str, Any] = {"crew": None, "watcher": Silent(), "showcase": None, "fresh": False}
+            options = replace(arguments["options"], rank=rank, **settings)
             chosen = {**arguments, "options": options, "run_dir": str(run.folder.resolve())}
             self._tasks.append(task.remote(model, protocol.exact_name if run.plan.official else protocol, chosen))
 

@@ -250,7 +250,11 @@ class Run:
                 try:
                     fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
                 except OSError as error:
-                    raise RunError(in_use(self.folder)) from error
+                    if isinstance(error, BlockingIOError | PermissionError):
+                        raise RunError(in_use(self.folder)) from error
+                    found = f"on a file system without locks ({error.strerror})"
+                    advice = "Mount it with `flock`, or choose another `--run-dir`."
+                    raise RunError(complaint(str(self.folder), "run", found, "one that has them", advice)) from error
             yield
 
     def clear(self) -> None:

@@ -9,20 +9,20 @@ import json
 import tomllib
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from robench.cluster import RETRIES
+from robench.cluster import RETRIES, whole_path
 from robench.errors import RobenchError, RunError, complaint
 from robench.estimate import estimate
 from robench.evaluation import Options, evaluate
 from robench.forecast import Work
 from robench.preparation import default_shard_size
 from robench.registry import resolve
-from robench.result import read_result
 from robench.runs import Run, write_whole, writing
 
 POLL_SECONDS = 0.5
@@ -126,6 +126,9 @@ def read_sweep(path: Path) -> SweepPlan:
         ) from error
     for protocol in plan.protocols:
         resolve(protocol)
+    models = tuple(each.model_copy(update={"weights": whole_path(each.weights)}) for each in plan.models)
+    places = {"run_dir": plan.run_dir.resolve(), "data": whole_path(plan.data), "models": models}
+    plan = plan.model_copy(update=places)
     folders = [job.folder for job in plan.jobs()]
     twice = next((job.name for job in plan.jobs() if folders.count(job.folder) > 1), None)
     if twice is not None:
@@ -168,8 +171,9 @@ def shards_done(plan: SweepPlan) -> tuple[int, int]:
     done = total = 0
     for job in plan.jobs():
         if (job.folder / "plan.json").exists():
-            run = Run.open(job.folder)
-            done, total = done + len(run.finished_shards()), total + run.plan.shards
+            with suppress(RobenchError):
+                run = Run.open(job.folder)
+                done, total = done + len(run.finished_shards()), total + run.plan.shards
     return done, total
 
 
@@ -244,16 +248,20 @@ class _Tasks:
         """Shards that a run misses; none while it has no plan."""
         if not (job.folder / "plan.json").exists() or (job.folder / "result.json").exists():
             return 0
-        return len(Run.open(job.folder).missing_shards())
+        try:
+            return len(Run.open(job.folder).missing_shards())
+        except RobenchError:  # a damaged run is the row of its own task, not the end of the others
+            return 0
 
 
 def gpu_share(job: Job) -> float:
     """The part of a GPU that a run of a model gets: all of it, until some run of that model has measured its memory."""
     import torch
 
-    peaks = []
+    peaks: list[int] = []
     for path in job.folder.parent.glob("*/cost.json"):
-        peaks.append(read_result(path.parent).cost["peak_memory_bytes"])
+        with suppress(OSError, ValueError, KeyError, TypeError):  # of a run that was killed while it was merged
+            peaks.append(int(json.loads(path.read_bytes())["peak_memory_bytes"]))
     if not peaks or not torch.cuda.is_available():
         return 1.0
     total = torch.cuda.get_device_properties(0).total_memory

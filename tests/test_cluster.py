@@ -187,7 +187,7 @@ def test_a_killed_ray_head_loses_nothing(tmp_path: Path, environment: dict[str, 
     _same(folder, whole)
 
 
-def test_a_plan_is_there_to_be_run(tmp_path: Path) -> None:
+def test_a_plan_is_there_to_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A crew is told of a run that is planned, and of nothing it must not send."""
     sent: list[tuple[Any, ...]] = []
     run = Run.create(tmp_path / "run", plan())
@@ -204,10 +204,17 @@ def test_a_plan_is_there_to_be_run(tmp_path: Path) -> None:
     from robench.share import Rank
 
     crew = RayCrew(Sending(), 2)
-    crew.take_on("mini-resnet", data=None, run_dir="elsewhere", options=Options(watcher=Silent(), crew=crew))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    options = Options(watcher=Silent(), crew=crew, fresh=True, textures=Path("images"), clean="hf-hub:org/name")
+    crew.take_on("mini-resnet", data="images", run_dir="elsewhere", options=options)
     crew.start(run)
     assert [model for model, _, _ in sent] == ["mini-resnet"] * 2
     assert {protocol for _, protocol, _ in sent} == {run.plan.parsed_protocol().exact_name}
     assert [given["run_dir"] for _, _, given in sent] == [str(run.folder.resolve())] * 2
     assert [given["options"].rank for _, _, given in sent] == [Rank(1, 2), Rank(2, 2)]
     assert {given["options"].crew for _, _, given in sent} == {None}
+    assert {given["options"].fresh for _, _, given in sent} == {False}  # it would delete what the others make
+    assert {given["data"] for _, _, given in sent} == {str(tmp_path / "images")}
+    assert {given["options"].textures for _, _, given in sent} == {tmp_path / "images"}
+    assert {given["options"].clean for _, _, given in sent} == {"hf-hub:org/name"}

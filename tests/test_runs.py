@@ -1,4 +1,5 @@
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -534,6 +535,18 @@ def test_a_run_that_another_process_works_on_is_refused(tmp_path: Path) -> None:
             pass
     with run.locked():
         pass
+
+
+def test_a_file_system_without_locks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create(tmp_path, plan())
+
+    def refuse(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    message = "`run` is on a file system without locks (No locks available); expected one that has them. Mount it with"
+    with pytest.raises(RunError, match=re.escape(message)), run.locked():
+        pytest.fail("nothing is locked")
 
 
 WRITER = """

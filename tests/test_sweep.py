@@ -126,6 +126,37 @@ def test_a_run_gets_a_whole_gpu_until_its_model_is_measured(plan: SweepPlan, mon
         assert gpu_share(job) == share
 
 
+def test_what_is_damaged_stops_neither_measuring_nor_counting(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that was killed while it was merged, or whose plan is cut off, beside a sound one."""
+    job = plan.jobs()[0]
+    carry_out(job)
+    (job.folder / "result.json").unlink()
+    other = job.folder.parent / "other"
+    other.mkdir()
+    (other / "cost.json").write_text("{")
+
+    class Properties:
+        total_memory = 2**30
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.get_device_properties", lambda index: Properties)
+    assert gpu_share(job) == 1.0
+    (job.folder / "plan.json").write_text("{")
+    assert sweep_room._Tasks._missing(job) == 0
+    shards_done(plan)
+
+
+def test_paths_of_a_plan_mean_the_same_everywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    (tmp_path / "sweep.toml").write_text(
+        'schema = "robench.sweep/1"\nprotocols = ["mini-pgd-linf"]\nrun_dir = "runs"\ndata = "images"\n'
+        '[[models]]\nmodel = "mini-resnet"\n'
+    )
+    found = read_sweep(tmp_path / "sweep.toml")
+    assert (found.run_dir, found.data) == (tmp_path / "runs", tmp_path / "images")
+
+
 def test_what_a_sweep_would_take_comes_from_a_few_batches(plan: SweepPlan) -> None:
     first = SweepPlan.model_validate({**plan.model_dump(by_alias=True), "models": [plan.models[0]]})
     [work] = works_of(first)

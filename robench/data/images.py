@@ -3,13 +3,15 @@
 Not here: many files (`decoding.py`), and which files there are (`files.py` and the data sets).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageFile, UnidentifiedImageError
 from torch import Tensor
 
 from robench.data.archives import Bytes
@@ -67,6 +69,16 @@ def _centre(image: Image.Image, size: tuple[int, int], crop: int) -> NDArray[np.
     return np.asarray(image.crop((left, top, left + crop, top + crop)))
 
 
+@contextmanager
+def _strictly() -> Iterator[None]:
+    """Half an image is none, whatever the caller's own code lets Pillow accept."""
+    lenient, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+    try:
+        yield
+    finally:
+        ImageFile.LOAD_TRUNCATED_IMAGES = lenient
+
+
 def read_rgb(path: Bytes, name: str) -> Image.Image:
     """Decode one image, whole; `name` is what messages call it.
 
@@ -74,7 +86,7 @@ def read_rgb(path: Bytes, name: str) -> Image.Image:
       DataError: it cannot be decoded, or has more than 8 bits a channel.
     """
     try:
-        with Image.open(BytesIO(path.read_bytes())) as file:
+        with _strictly(), Image.open(BytesIO(path.read_bytes())) as file:
             file.load()
             mode, image = file.mode, file if file.mode == "RGB" else file.convert("RGB")
     except Exception as error:  # a broken file makes Pillow raise SyntaxError, ValueError and others, too

@@ -142,6 +142,14 @@ class SubTree:
         return self._whole.size(f"{self._at}/{path}")
 
 
+def is_folder(path: Path) -> bool:
+    """Whether there is a folder that may be looked at."""
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
 def open_tree(root: Path, expected: str) -> Tree:
     """The tree at a path.
 
@@ -151,13 +159,16 @@ def open_tree(root: Path, expected: str) -> Tree:
     Raises:
       DataError: it is none of these, or an archive cannot be read.
     """
-    archives = archives_of(root)
-    if archives and not _has_images(root):
-        return ArchiveTree(archives)
-    if not root.is_dir():
+    try:
+        archives = archives_of(root)
+        if archives and not _has_images(root):
+            return ArchiveTree(archives)
+        if root.is_dir():
+            return FolderTree(root)
         found = "a file" if root.is_file() else "missing"
-        raise DataError(complaint(str(root), "data", found, expected))
-    return FolderTree(root)
+    except OSError as error:
+        found = f"unreadable ({error.strerror})"
+    raise DataError(complaint(str(root), "data", found, expected))
 
 
 def _has_images(root: Path) -> bool:

@@ -14,6 +14,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from PIL import ImageFile as PillowFile
 from torch import Tensor
 
 from robench.data.decoding import FEW, Decoder, ImageFile, _Shared, default_workers, naming_dead_workers
@@ -48,6 +49,21 @@ def _gone(pids: list[int]) -> bool:
             return False
 
     return not any(running(pid) for pid in pids)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_half_an_image_is_none_whatever_the_caller_lets_pillow_accept(
+    workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Much training code sets the flag when it is imported, and then the rest of a file is grey."""
+    path = tmp_path / "cut.jpg"
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    monkeypatch.setattr(PillowFile, "LOAD_TRUNCATED_IMAGES", True)
+    (found,) = Decoder(64, 64, workers).images([ImageFile("cut.jpg", path)])
+    assert isinstance(found, Unreadable)
+    assert PillowFile.LOAD_TRUNCATED_IMAGES is True
 
 
 @pytest.mark.parametrize("workers", [0, 1, 3, None])

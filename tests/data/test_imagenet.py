@@ -344,6 +344,15 @@ def test_an_empty_folder_is_refused(tmp_path: Path, folder: str) -> None:
             _open(tmp_path, any_classes=any_classes)
 
 
+def test_a_root_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(path: Path) -> Any:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(DataError, match=rf"^{tmp_path}: `data` is unreadable \(Permission denied\); expected a folder"):
+        _open(tmp_path)
+
+
 def test_a_folder_that_may_not_be_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wnid_folders(tmp_path)
     look = os.scandir

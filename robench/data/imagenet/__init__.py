@@ -14,7 +14,7 @@ from robench.data.imagenet.columns import classes_of
 from robench.data.imagenet.labels import LABELS, read_labels
 from robench.data.imagenet.listing import classes_by_wnid, id_of, is_wnid, listed, validation, wnids
 from robench.data.imagenet.samples import class_numbers
-from robench.data.trees import FolderTree, SubTree, Tree, open_tree
+from robench.data.trees import FolderTree, SubTree, Tree, is_folder, open_tree
 from robench.errors import DataError, complaint, first_few
 
 __all__ = ["open_imagenet", "open_validation"]
@@ -50,8 +50,7 @@ def open_validation(root: Path, decoder: Decoder, *, limit: int | None, any_clas
 
 
 def _open(root: Path, decoder: Decoder, name: str, *, limit: int | None, any_classes: bool) -> FileSource:
-    if root.is_dir():
-        root = next((root / place for place in _PLACES if (root / place).is_dir()), root)
+    root = next((root / place for place in _PLACES if is_folder(root / place)), root)
     tree = open_tree(root, "a folder of ImageNet's validation images")
     folders, images = tree.contents()
     if not images and folders == ["val"]:  # an archive of the folder
