@@ -93,4 +93,5 @@ def targets_of(logits: Tensor, labels: Tensor, count: int) -> Tensor:
       Classes, int64, shape (N, min(count, K - 1)).
     """
     others = logits.scatter(1, labels[:, None], -torch.inf)
-    return others.topk(max(min(count, logits.shape[1] - 1), 0), dim=1).indices
+    order = others.sort(dim=1, descending=True, stable=True).indices  # of equals the first, on every device
+    return order[:, : max(min(count, logits.shape[1] - 1), 0)]

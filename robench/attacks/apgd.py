@@ -69,8 +69,9 @@ class APGD:
 
     References:
       Croce & Hein 2020, arXiv:2003.01690, Algorithm 1 and section 4; constants as in the published code.
-      Deviates: in the published code the first window counts a rise or fall at its first step against a
-      loss of 0, and so does this one.
+      Deviates: starts are drawn for each example, not for the batch; a model with fewer other classes than
+      targets is aimed at all of them, and one with too few for DLR's denominator has none (`losses`). As in the
+      published code the first window counts a rise or fall at its first step against a loss of 0.
     """
 
     steps: int = 100

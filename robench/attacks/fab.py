@@ -49,8 +49,10 @@ class FAB:
 
     References:
       Croce & Hein 2020, arXiv:1907.02044; targeted version and constants of arXiv:2003.01690. Deviates: an
-      image inside the radius ends the walk, where the published code looks for a nearer one; and the plane
-      is reached by Newton's method instead of a sort, to the same point.
+      image inside the radius ends the walk, where the published code looks for a nearer one; the plane is
+      reached by Newton's method instead of a sort, to the same point, and in L2 along coordinates of any slope,
+      where that code leaves those below 1e-8 alone; a model with fewer other classes than targets is aimed at
+      all of them.
     """
 
     steps: int = 100
