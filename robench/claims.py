@@ -200,7 +200,8 @@ def working(run: Run, *, first: bool = True, attacks: bool = True) -> Iterator[W
             run.journal = worker.path
         yield worker
         if run.finished:
-            shutil.rmtree(run.folder / "claims", ignore_errors=True)
+            for folder in ("claims", "halfway"):
+                shutil.rmtree(run.folder / folder, ignore_errors=True)
 
 
 class Claims:

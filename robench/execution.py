@@ -29,6 +29,7 @@ from robench.data.decoding import naming_dead_workers
 from robench.data.source import Unreadable, Views, check_image, pixel_digest
 from robench.environment import environment
 from robench.errors import DataError, RunError, complaint
+from robench.halfway import Halfway, Survived
 from robench.outcome import Outcome
 from robench.progress import Progress, Silent, Watcher
 from robench.result import shares
@@ -135,6 +136,7 @@ class Execution:
         self.began, self.began_cpu = time.monotonic(), time.process_time()
         self.segment = f"{time.time_ns():x}"
         self.adversarial: AdversarialImages | None = None
+        self.halfway, self.survived = Halfway(run, self.segment), dict[int, Survived]()
 
     def attack(
         self, stages: Sequence[AnyStage], budget: Budget, *, adversarial: AdversarialImages | None = None
@@ -177,6 +179,7 @@ class Execution:
         patient = self.run.plan.engine == "native" and self.protocol.score.asks is None
         ours = [stage for stage in stages if isinstance(stage, Stage)]
         self.load.cost = expected_cost(ours) if ours else 1
+        self.survived = self.halfway.read() if len(ours) > 1 else {}
         examples = self._examples(shards, patient=patient)
         stream = self._stream(stages, budget, examples)
         # Closing puts the model back, and ends processes that decode, even while an error is kept.
@@ -258,7 +261,7 @@ class Execution:
         settings |= {"confirm": self.classifier, "on_event": self._event}
         if whole:
             return drive_whole(whole[0], self.faster, examples, **settings)
-        return drive(ours, self.faster, examples, on_left=self._note_left, **settings)
+        return drive(ours, self.faster, examples, on_left=self._note_left, on_survived=self._note_survived, **settings)
 
     def _examples(self, shards: Iterator[int], *, patient: bool) -> Generator[Example | None, None, None]:
         """Examples of these shards, read as the driver asks for them.
@@ -300,6 +303,9 @@ class Execution:
         self.load.note(passes, fresh)
         self.share.publish(self.load.passes)
 
+    def _note_survived(self, position: int, stages: int, margin: float, unconfirmed: int) -> None:
+        self.halfway.note(position, Survived(stages, margin, unconfirmed))
+
     def _checked(self, position: int, image: Tensor | Unreadable) -> Example | None:
         """An example whose image is fit for attack; one that cannot be read is finished instead."""
         example, label = self.source.ids[position], self.source.labels[position]
@@ -316,7 +322,10 @@ class Execution:
                 complaint(example, "image", f"of shape {tuple(image.shape)}", f"{tuple(self.shape)}, as before")
             )
         self._add_pixels(position, pixel_digest(example, image))
-        return Example(position, example, label, image)
+        known = self.survived.get(position)
+        if known is None:
+            return Example(position, example, label, image)
+        return Example(position, example, label, image, known.stages, known.margin, known.unconfirmed)
 
     def _finish(self, finished: Finished) -> None:
         if self.adversarial is not None:

@@ -49,7 +49,7 @@ except ImportError:  # Windows has no flock; there, two processes on one run are
 SHARD_SCHEMA = "robench.shard/1"
 MARKER = "robench-run.json"
 """Says which run the adversarial images of a folder belong to; that folder may lie in the run's."""
-_BEGINNING = {"shards", "lock", "claims", "workers", "events.jsonl", "plan.json", "lost+found"}
+_BEGINNING = {"shards", "lock", "claims", "workers", "halfway", "events.jsonl", "plan.json", "lost+found"}
 """What may lie in the folder of a run whose plan is just being written."""
 
 
@@ -266,7 +266,7 @@ class Run:
         with self.locked(), writing(self.folder):
             for path in (self.folder / "shards").glob("*.csv"):
                 path.unlink()
-            for folder in ("claims", "workers"):
+            for folder in ("claims", "workers", "halfway"):
                 shutil.rmtree(self.folder / folder, ignore_errors=True)
             for name in ("result.json", "cost.json", "outcomes.csv.gz", "events.jsonl", "plan.json"):
                 (self.folder / name).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -16,9 +17,11 @@ from torch import Tensor
 from robench.attacks import CATALOGUE
 from robench.data import ArraySource
 from robench.evaluation import Options, evaluate
+from robench.halfway import Halfway, Survived
 from robench.runs import Run
 from tests.attacks.test_autoattack import write_protocol
 from tests.fakes import random_images, small_net
+from tests.test_runs import plan
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -114,6 +117,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory, protocol: Path) -> Path:
     return folder
 
 
+def _survived(folder: Path) -> set[tuple[str, str]]:
+    """Stage and image, of every stage that an example had survived when the run was killed."""
+    run, data = Run.open(folder), _data()
+    known = Halfway(run, "nobody").read()
+    images = {index: _digest(image) for index, image in zip(known, data.images(list(known)), strict=True)}
+    return {(stage, images[index]) for index, each in known.items() for stage in STAGES[: each.stages]}
+
+
 def _same(folder: Path, whole: Path) -> None:
     for name in ("outcomes.csv.gz", "result.json"):
         assert (folder / name).read_bytes() == (whole / name).read_bytes(), name
@@ -129,26 +140,57 @@ def test_a_kill_in_any_stage_changes_no_byte(tmp_path: Path, protocol: Path, who
         assert _run(protocol, folder, log, stage, ask) == signal.SIGKILL
         assert not (folder / "result.json").exists()
         assert stage in {name for name, _ in _taken_up(log)}
-        covered = _finished(folder)
+        covered, survived = _finished(folder), _survived(folder)
+        # Whoever was taken up by a stage has survived the one before.
+        before = dict(itertools.pairwise(reversed(STAGES)))
+        known = {_digest(image) for image in _data().images(range(COUNT))}  # not the empty one of the door
+        assert {
+            (before[name], image) for name, image in _taken_up(log) if name in before and image in known
+        } <= survived
         log.unlink()
         assert _run(protocol, folder, log) == 0
         again = _taken_up(log)
         assert len(again) == len(set(again))
         assert not covered & {image for _, image in again}
+        assert not survived & set(again)
+        assert not (folder / "halfway").exists()
         _same(folder, whole)
     assert covered  # the last kill came after some shards
+    assert survived
 
 
 def test_one_run_killed_in_stage_after_stage_changes_no_byte(tmp_path: Path, protocol: Path, whole: Path) -> None:
     folder, log = tmp_path / "killed", tmp_path / "killed.log"
-    covered: set[str] = set()
+    covered, survived = set[str](), set[tuple[str, str]]()
     for stage in STAGES:
         log.unlink(missing_ok=True)
         assert _run(protocol, folder, log, stage, 20) == signal.SIGKILL
         assert not covered & {image for _, image in _taken_up(log)}
+        assert not survived & set(_taken_up(log))
         assert covered <= _finished(folder)
-        covered = _finished(folder)
+        covered, survived = _finished(folder), survived | _survived(folder)
     log.unlink()
     assert _run(protocol, folder, log) == 0
     assert not covered & {image for _, image in _taken_up(log)}
+    assert not survived & set(_taken_up(log))
     _same(folder, whole)
+
+
+def test_a_line_that_a_kill_has_cut_is_none(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", plan())
+    first, second = (Halfway(run, segment) for segment in "ab")
+    first.note(7, Survived(1, 0.1 + 0.2, 0))
+    second.note(7, Survived(2, -0.0, 3))
+    first.note(8, Survived(3, float("inf"), 0))
+    path = run.folder / "halfway" / "a.csv"
+    whole = path.read_bytes()
+    assert first.read() == {7: Survived(2, -0.0, 3), 8: Survived(3, float("inf"), 0)}
+    for length in range(len(whole)):
+        path.write_bytes(whole[:length])
+        known = second.read()
+        assert known.pop(7) == Survived(2, -0.0, 3)
+        assert known == {}
+    path.write_bytes(b"nonsense\n1,2\n,,,\n\xff\n" + whole)
+    assert set(first.read()) == {7, 8}
+    run.clear()
+    assert first.read() == {}

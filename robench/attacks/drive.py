@@ -61,6 +61,7 @@ def drive(
     confirm: Looked | None = None,
     on_event: Callable[[str, dict[str, Any]], None] = lambda kind, details: None,
     on_left: Callable[[int, int], None] = lambda passes, fresh: None,
+    on_survived: Callable[[int, int, float, int], None] = lambda index, stages, margin, unconfirmed: None,
 ) -> Generator[Finished, None, None]:
     """Attack every example of a source; yield each as soon as its outcome is final, in no fixed order.
 
@@ -77,11 +78,14 @@ def drive(
       on_event: told of what happens on the way: `slots halved`, `zero gradient`, `stage`.
       on_left: told what the examples in flight should cost, in forward passes, and how many of them are in the first of
         several stages, where nothing is known of them yet; before every step.
+      on_survived: told of an example that goes on to the next stage: its index, how many stages it has survived, the
+        lowest margin met, and how many claims were denied. A source that gives these back with the example lets it go
+        on there, to the same outcome.
     Raises:
       BudgetError: an attack left its budget.
       ModelError: one image alone does not fit into memory.
     """
-    driver = _Driver(stages, classifier, confirm or classifier, budget, seed, slots, on_event, on_left)
+    driver = _Driver(stages, classifier, confirm or classifier, budget, seed, slots, on_event, on_left, on_survived)
     with classifier.frozen():
         yield from driver.run(iter(source))
 
@@ -99,11 +103,12 @@ class _Driver:
         slots: int,
         on_event: Callable[[str, dict[str, Any]], None],
         on_left: Callable[[int, int], None],
+        on_survived: Callable[[int, int, float, int], None],
     ) -> None:
         if any(stage.read_off for stage in stages) and len(stages) > 1:
             raise ValueError("steps can be read off a single stage only")
         self.classifier, self.confirm, self.budget = classifier, confirm, budget
-        self.slots, self.on_event, self.on_left = slots, on_event, on_left
+        self.slots, self.on_event, self.on_left, self.on_survived = slots, on_event, on_left, on_survived
         self.every = any(stage.to_the_end for stage in stages)
         self.pools = [Pool(stage, budget, seed, classifier.device) for stage in stages]
         self.claims: list[_Claim] = []
@@ -177,8 +182,17 @@ class _Driver:
             elif (predictions[row] != example.label and not self.every) or not self.pools:
                 self.ready.append(record.finished())
             else:
-                self.pools[0].waiting.append((record, None))
+                self._queue(record)
         return True
+
+    def _queue(self, record: Record) -> None:
+        """For the first stage, or for that to which an earlier call has brought it."""
+        survived = record.example.survived
+        if 0 < survived < len(self.pools):
+            record.attacked_margin, record.unconfirmed = record.example.margin, record.example.unconfirmed
+            self.pools[survived].waiting.append((record, None))
+        else:
+            self.pools[0].waiting.append((record, None))
 
     def _advance(self, depth: int) -> None:
         """One ask and tell of one pool."""
@@ -376,6 +390,7 @@ class _Driver:
         else:
             record.done = False
             self.pools[depth + 1].waiting.append((record, None))
+            self.on_survived(record.example.index, depth + 1, record.attacked_margin, record.unconfirmed)
 
     def _in_parts(self, look: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Logits of any number of images, `slots` at a time, with fewer slots where memory runs out."""

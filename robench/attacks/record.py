@@ -19,6 +19,10 @@ class Example:
     id: str
     label: int
     image: Tensor
+    survived: int = 0
+    """Stages of a cascade that an earlier call has seen it survive; with them, what it left then:"""
+    margin: float = float("inf")
+    unconfirmed: int = 0
 
 
 @dataclass(frozen=True)
