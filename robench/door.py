@@ -18,7 +18,7 @@ from robench.attacks.drive import Stage
 from robench.attacks.interface import Attack, Examples
 from robench.attacks.whole import AnyStage, WholeAttack, WholeStage
 from robench.averaging import randomness_of
-from robench.budgets import BUDGETS, Budget, LinfBall, PatchArea
+from robench.budgets import BUDGETS, Ball, Budget, LinfBall, PatchArea
 from robench.classifier import DOOR_ROWS, FIX_THE_DRAWS, Classifier
 from robench.data import Source
 from robench.data.mini import pinned_images
@@ -104,7 +104,7 @@ def build_attack(protocol: Protocol, *, textures: str | Path | None = None) -> t
         attack = kind(**settings)
     except ProtocolError as error:
         raise ProtocolError(f"{where}: {error}") from error
-    budget = _budget(where, protocol.budget)
+    budget = build_budget(where, protocol.budget)
     if spec.kind in WHOLE:
         return [_whole_stage(where, protocol.score, attack, budget)], budget
     attacks = attack.stages() if spec.kind in CASCADES else (attack,)
@@ -149,7 +149,7 @@ def _whole_stage(where: str, score: ScoreSpec, attack: WholeAttack, budget: Budg
     return WholeStage(attack)
 
 
-def _budget(where: str, spec: BallSpec | PatchSpec) -> Budget:
+def build_budget(where: str, spec: BallSpec | PatchSpec) -> Ball | PatchArea:
     """The budget that a protocol names."""
     if isinstance(spec, BallSpec):
         if spec.norm not in BUDGETS:

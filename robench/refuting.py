@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from robench.adversarial import image_file, read_adversarial
-from robench.budgets import BUDGETS, TOLERANCE, Ball, Budget, LinfBall, PatchArea
+from robench.budgets import TOLERANCE, Ball, Budget, LinfBall, PatchArea
 from robench.classifier import Classifier, check_device
 from robench.data import Source, open_source
 from robench.data.source import Unreadable
+from robench.door import build_budget
 from robench.errors import SubmissionError, complaint
-from robench.protocol import BallSpec, Protocol, fraction
+from robench.protocol import Protocol
 from robench.refutation import (
     LARGEST,
     MOST_VALUES,
@@ -82,7 +83,7 @@ def refute(
       SubmissionError: none of the images breaks an example that the claim calls robust.
     """
     spec = claim.protocol.data
-    budget, classifier = _budget(claim.protocol), _classifier(model, device)
+    budget, classifier = build_budget(claim.protocol.exact_name, budget_of(claim.protocol)), _classifier(model, device)
     robust = [each for each in called(claim.protocol, claim.outcomes).robust if (images / image_file(each)).exists()]
     source = open_source(spec.source, data, resize=spec.resize, crop=spec.crop)
     kept: list[AnyImage] = []
@@ -123,7 +124,7 @@ def confirm(
       files: the refutations.
       device: as in `evaluate`.
     """
-    budget, classifier, found = _budget(protocol), _classifier(model, device), {}
+    budget, classifier, found = build_budget(protocol.exact_name, budget_of(protocol)), _classifier(model, device), {}
     with classifier.frozen():
         for path in files:
             content = path.read_bytes()
@@ -145,13 +146,6 @@ def _classifier(model: Any, device: str | None) -> Classifier:
     if isinstance(own, torch.nn.Module) and device is not None:
         own = own.to(device)
     return Classifier(own, device=device)
-
-
-def _budget(protocol: Protocol) -> Ball | PatchArea:
-    spec = budget_of(protocol)
-    if isinstance(spec, BallSpec):
-        return BUDGETS[spec.norm](float(fraction(spec.epsilon)))
-    return PatchArea(float(fraction(spec.area)), spec.patches)
 
 
 def _clean(source: Source, ids: Iterable[str]) -> Iterator[tuple[str, Tensor, int]]:
