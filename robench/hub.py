@@ -7,9 +7,10 @@ deleted and refused. Public repositories never see the user's token. Without a c
 Not here: what the files mean (`zoo` for models, `data/hub.py` for images), and what is sent to the Hub (`card.py`).
 """
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,11 @@ from huggingface_hub import (
     HfApi,
     constants,
     get_hf_file_metadata,
+    get_session,
     get_token,
     hf_hub_download,
     hf_hub_url,
+    hf_raise_for_status,
     try_to_load_from_cache,
 )
 from huggingface_hub.errors import (
@@ -41,6 +44,8 @@ LIBRARY = "robench"
 LOG_IN = "log in with `hf auth login`, or set HF_TOKEN"
 _ADDRESS = re.compile(r"(?P<repository>[\w.-]+/[\w.-]+)(?:/(?P<file>[^@]+))?(?:@(?P<revision>[^@]+))?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_PUT_OFF = (408, 429)
+"""Answers after which the client asks again: too slow, too often."""
 
 Kind = Literal["model", "dataset"]
 
@@ -170,7 +175,8 @@ class Snapshot:
         self._ask_for(file)
         kept: dict[str, Any] = {"cache_dir": self.hub.cache_dir, "etag_timeout": self.hub.seconds}
         try:
-            path = Path(hf_hub_download(self.address.repository, file, **self._place, **self._asking, **kept))
+            with _told_at_once():
+                path = Path(hf_hub_download(self.address.repository, file, **self._place, **self._asking, **kept))
         except Exception as error:  # what the client's transport raises has no public parent
             raise self.address.error(_explain(error, self.address, self.hub, f"`{file}`")) from error
         found = _commit_of(path, file)
@@ -263,6 +269,22 @@ def _ask(address: Address, hub: Hub) -> tuple[Any, str | Literal[False]]:
             raise
         return answer(token), token
     return info, (own_token() or False) if info.gated else False
+
+
+@contextlib.contextmanager
+def _told_at_once() -> Iterator[None]:
+    """Downloads that the Hub puts off fail at once, where the client would wait and ask again for half a minute."""
+
+    def complain(response: Any) -> None:
+        if response.status_code in _PUT_OFF:
+            hf_raise_for_status(response)
+
+    hooks = get_session().event_hooks["response"]
+    hooks.append(complain)
+    try:
+        yield
+    finally:
+        hooks.remove(complain)
 
 
 def _cached(address: Address, file: str, revision: str | None, hub: Hub) -> Path | None:

@@ -133,6 +133,8 @@ FAULTS = [
     ("get", 401, r"`repository` is missing, or private; expected `config.json`"),
     ("get", 403, r"`repository` is refused by the Hub with status 403; expected `config.json`"),
     ("get", 404, r"`repository` is refused by the Hub with status 404; expected `config.json`"),
+    ("get", 408, r"`repository` is refused by the Hub with status 408; expected `config.json`"),
+    ("get", 429, r"`repository` is refused by the Hub with status 429; .* Wait some minutes\."),
     ("get", 503, DOWN.format(503)),
     (
         "get",
@@ -155,6 +157,18 @@ def test_what_goes_wrong_is_said_within_seconds(
     assert list((Path(place.cache_dir or "")).rglob("snapshots/*/*")) == []  # nothing is left that another call takes
     server.faults.clear()
     assert _fetched(place) == FILES
+
+
+@pytest.mark.parametrize("fault", [None, 429])
+def test_the_client_is_left_as_it_was(server: FakeHub, place: Hub, fault: int | None) -> None:
+    before = list(huggingface_hub.get_session().event_hooks["response"])
+    if fault is None:
+        _fetched(place)
+    else:
+        server.faults["get"] = fault
+        with pytest.raises(ModelError):
+            _fetched(place)
+    assert huggingface_hub.get_session().event_hooks["response"] == before
 
 
 def test_a_slow_download_is_waited_for_longer_than_a_question(server: FakeHub, place: Hub) -> None:
