@@ -32,6 +32,7 @@ from robench.errors import DataError, RunError, complaint
 from robench.halfway import Halfway, Survived
 from robench.outcome import Outcome
 from robench.progress import Progress, Silent, Watcher
+from robench.reading import Reading
 from robench.result import shares
 from robench.runs import Run, Shard
 from robench.share import Share
@@ -42,31 +43,6 @@ SHOW_SECONDS = 2.0
 """Between two looks at what other processes have finished, to show it; looking takes at most a fiftieth of the time."""
 LOOKED_AT = 4096
 """Images that are claimed together without an attack: readers begin anew each time."""
-
-
-class Positions:
-    """Positions that are drawn as they are read, which may claim them; a source may read them more than once.
-
-    Attributes:
-      drawn: those that anyone has read.
-    """
-
-    def __init__(self, positions: Iterator[int]) -> None:
-        self.drawn: list[int] = []
-        self._positions = positions
-
-    def __iter__(self) -> Iterator[int]:
-        for number in itertools.count():
-            if number == len(self.drawn) and not self.draw():
-                return
-            yield self.drawn[number]
-
-    def draw(self) -> bool:
-        """Draw one more; False if there is none."""
-        position = next(self._positions, None)
-        if position is not None:
-            self.drawn.append(position)
-        return position is not None
 
 
 @dataclass
@@ -218,7 +194,7 @@ class Execution:
         views = len(self.source.view_names) if isinstance(self.source, Views) else 1
         together = max(LOOKED_AT // (views * self.run.plan.shard_size), 1)
         looking = Looking(self.protocol, self.classifier, self.source, slots=self.slots, reference=self.reference)
-        while drawn := list(itertools.islice(shards, together)):
+        while drawn := list(itertools.islice(shards, min(together, self.share.part()))):
             positions = [position for shard in drawn for position in self.run.plan.examples_of(shard)]
             stream = looking.outcomes(positions, on_pixels=self._add_pixels, on_event=self._event)
             with contextlib.closing(stream), self.classifier.frozen(), naming_dead_workers():
@@ -268,36 +244,23 @@ class Execution:
 
         A patient driver is told None where the next shard is left to other processes for now.
         """
-        positions = Positions(position for shard in shards for position in self.run.plan.examples_of(shard))
-        images = iter(self.source.images(positions))
-        try:
-            for number in itertools.count():
-                # Readers may have drawn, and so claimed, more than was read: nobody else can make that.
-                self.load.ahead = len(positions.drawn) - number
-                begins = number == 0 or self._ends_shard(positions.drawn[number - 1])
-                while patient and begins and not self.load.ahead and self._holds_back():
-                    yield None
-                image = next(images, None)
-                if image is None or number == len(positions.drawn):
-                    break
-                example = self._checked(positions.drawn[number], image)
+        wait = self._holds_back if patient else None
+        reading = Reading(self.source, (self.run.plan.examples_of(shard) for shard in shards), wait)
+        with contextlib.closing(reading.images()) as images:
+            for read in images:
+                self.load.ahead = reading.ahead
+                example = self._checked(*read) if read is not None else None
                 if example is not None:
                     self.load.in_flight += 1
+                if example is not None or read is None:
                     yield example
-            if image is not None or number < len(positions.drawn) or positions.draw():
-                found = "too few" if image is None else "too many"
-                raise DataError(complaint(self.source.name, "images", found, "one for each position asked for"))
-        finally:
-            if isinstance(images, Generator):  # a source of the user's may be any iterator
-                images.close()
 
-    def _holds_back(self) -> bool:
-        load = self.load
-        return load.in_flight > 0 and self.share.holds_back(load.in_flight, load.passes, known=not load.fresh)
-
-    def _ends_shard(self, position: int) -> bool:
-        plan = self.run.plan
-        return position == plan.examples_of(position // plan.shard_size)[-1]
+    def _holds_back(self, ahead: int) -> bool:
+        """Whether to leave the next shard to others, with so many examples that are claimed and not read."""
+        self.load.ahead = ahead
+        claimed = self.load.in_flight + ahead
+        known = not self.load.fresh and not ahead
+        return claimed > 0 and self.share.holds_back(claimed, self.load.passes, known=known)
 
     def _note_left(self, passes: int, fresh: int) -> None:
         self.load.note(passes, fresh)

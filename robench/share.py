@@ -133,6 +133,11 @@ class Share:
         self.publish(load)
         return not known or self._worker.living() < workers or load > self._worker.least_load()
 
+    def part(self) -> int:
+        """Shards that this worker may take at once where each costs the same: a small part of what is left."""
+        workers = self._workers()
+        return max(self._left // (2 * workers), 1) if workers > 1 else max(self._left, 1)
+
     def _workers(self) -> int:
         """Those that live, or are expected."""
         early = time.monotonic() - self._began < ARRIVAL_SECONDS

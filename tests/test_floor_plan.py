@@ -62,6 +62,7 @@ FLOORS = {
     "evaluation": 3,
     "unattacked": 3,
     "execution": 3,
+    "reading": 3,
     "showcase": 3,
     "tiles": 3,
     "cluster": 4,

@@ -97,6 +97,17 @@ def test_beyond_that_the_worker_with_least_before_it_takes_the_next_shard(run: R
     assert not list(run.folder.glob("workers/*.load"))
 
 
+def test_what_costs_the_same_is_taken_in_small_parts_of_what_is_left(run: Run) -> None:
+    with working(run) as one:
+        mine = Share(run, one)
+        shards = next(mine.rounds(lambda left: None))
+        assert mine.part() == 19
+        with working(run):
+            assert mine.part() == 19 // 4
+            assert [next(shards) for _ in range(18)] == list(range(18))
+            assert mine.part() == 1
+
+
 def test_who_has_not_said_yet_has_nothing(run: Run) -> None:
     with working(run) as one, working(run) as two:
         mine = Share(run, one)

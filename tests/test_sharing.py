@@ -7,15 +7,18 @@ import random
 import signal
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from robench.data import ArraySource
+from robench.data.decoding import Decoder, ImageFile
+from robench.data.source import Unreadable
 from robench.errors import RunError
 from robench.evaluation import Options, evaluate
 from robench.execution import SHOW_SECONDS
@@ -138,6 +141,43 @@ def test_processes_started_at_once_share_the_run(tmp_path: Path, protocol: Path,
     assert counts["backward"] > 0
     for child in children:
         assert _said(protocol, child)[-1] == f"done {COUNT}"  # each shows the whole run
+
+
+class Files(ArraySource):
+    """The same images in files, which processes of their own decode ahead of whoever attacks."""
+
+    def __init__(self, images: torch.Tensor, labels: torch.Tensor, folder: Path) -> None:
+        super().__init__(images, labels, classes=10)
+        self.folder, self.decoder = folder, Decoder(None, 8, workers=1)
+
+    def write(self) -> None:
+        for position in range(COUNT):
+            pixels = (self.bytes_of(position) * 255).round().byte().permute(1, 2, 0)
+            Image.fromarray(pixels.numpy()).save(self.folder / f"{position}.png")
+
+    def images_ahead(self, positions: Iterable[int | None]) -> Iterator[torch.Tensor | Unreadable | None]:
+        files = (None if at is None else ImageFile(f"{at}", self.folder / f"{at}.png") for at in positions)
+        return self.decoder.images_ahead(files)
+
+
+def test_ranks_share_a_run_on_files_however_many_slots_they_have(tmp_path: Path, protocol: Path) -> None:
+    """Readers that claimed what they decode ahead would leave nothing to a rank that comes a moment later."""
+    net, images = small_net(classes=10), random_images(COUNT)
+    with torch.no_grad():
+        data = Files(images, net(images).argmax(dim=1), tmp_path)
+    data.write()
+
+    def work(rank: Rank) -> None:
+        time.sleep(2 * rank.index)
+        net.register_forward_pre_hook(lambda module, arguments: time.sleep(0.02))
+        options = Options(shard_size=SHARD, rank=rank)
+        evaluate(net, protocol, data=data, run_dir=tmp_path / "run", batch_size=COUNT, options=options)
+
+    _wait(*(_fork(partial(work, Rank(index, 2))) for index in range(2)))
+    made = Counter(event["segment"] for event in Run.open(tmp_path / "run").events() if "shard" in event)
+    assert made.total() == COUNT // SHARD
+    assert len(made) == 2
+    assert min(made.values()) >= COUNT // SHARD // 5
 
 
 @pytest.mark.parametrize("workers", [2, 4])

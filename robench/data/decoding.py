@@ -83,30 +83,43 @@ class Decoder:
         Raises:
           DataError: a worker died.
         """
+        for image in self.images_ahead(files):
+            if image is not None:
+                yield image
+
+    def images_ahead(self, files: Iterable[ImageFile | None]) -> Iterator[Tensor | Unreadable | None]:
+        """As `images`; None yields None, behind the images of what was drawn before."""
         for decoded in self._lent(files):
-            yield decoded if isinstance(decoded, Unreadable) else as_image(decoded)
+            yield as_image(decoded) if isinstance(decoded, np.ndarray) else decoded
 
     def pixels(self, files: Iterable[ImageFile]) -> Iterator[_Decoded]:
         """The same as bytes, uint8, shape (3, crop, crop)."""
         for decoded in self._lent(files):
-            yield decoded if isinstance(decoded, Unreadable) else decoded.copy()
+            if decoded is not None:
+                yield decoded if isinstance(decoded, Unreadable) else decoded.copy()
 
-    def _lent(self, files: Iterable[ImageFile]) -> Iterator[_Decoded]:
+    def _lent(self, files: Iterable[ImageFile | None]) -> Iterator[_Decoded | None]:
         """The bytes, in memory that may be written again as soon as the next are asked for."""
         workers = default_workers() if self.workers is None else self.workers
         drawn = iter(files)
         first = list(itertools.islice(drawn, FEW if workers else 0))
         every = itertools.chain(first, drawn)
         if len(first) < FEW:
-            yield from map(self.decode, every)
+            for file in every:
+                yield None if file is None else self.decode(file)
             return
+        numbers = itertools.count()
+        keys = (None if file is None else (next(numbers), file) for file in every)
         shared = _Shared(self, (_AHEAD * workers + 1) * _BATCH)
-        sent = in_workers(shared, enumerate(every), workers, together=_BATCH)
+        batches = batches_in_workers(shared, keys, workers, together=_BATCH)
         try:
-            for number, decoded in enumerate(sent):
-                yield shared.lent(number) if decoded is None else decoded
+            for batch in batches:
+                if not batch:
+                    yield None
+                for decoded in batch:
+                    yield shared.lent(decoded) if isinstance(decoded, int) else decoded
         finally:
-            sent.close()
+            batches.close()
 
     def decode(self, file: ImageFile) -> _Decoded:
         """The bytes of one image, shape (3, crop, crop), or why there are none."""
@@ -117,7 +130,7 @@ class Decoder:
             return Unreadable(str(error))
 
 
-class _Shared(Dataset[_Decoded | None]):
+class _Shared(Dataset[_Decoded | int]):
     """Files whose decoded bytes workers leave in memory that the main process sees, too.
 
     The memory is anonymous and comes with the fork: nothing lies under /dev/shm, which containers keep small. Where
@@ -135,14 +148,14 @@ class _Shared(Dataset[_Decoded | None]):
         if _FORKS:
             self._rows = np.frombuffer(mmap.mmap(-1, math.prod(shape)), np.uint8).reshape(shape)
 
-    def __getitem__(self, key: tuple[int, ImageFile]) -> _Decoded | None:
-        """Decode a file with its number: what there is to send, None where `lent` has it."""
+    def __getitem__(self, key: tuple[int, ImageFile]) -> _Decoded | int:
+        """Decode a file with its number: what there is to send, the number where `lent` has it."""
         number, file = key
         decoded = self._decoder.decode(file)
         if self._rows is None or isinstance(decoded, Unreadable) or decoded.shape != self._rows.shape[1:]:
             return decoded
         self._rows[number % len(self._rows)] = decoded
-        return None
+        return number
 
     def lent(self, number: int) -> NDArray[np.uint8]:
         """The bytes of an image that a worker left here."""
@@ -185,26 +198,51 @@ def in_workers(items: Dataset[T], keys: Iterable[Any], workers: int, *, together
     Raises:
       DataError: a worker died.
     """
+    batches = batches_in_workers(items, keys, workers, together=together)
+    try:
+        for batch in batches:
+            yield from batch
+    finally:
+        batches.close()
+
+
+def batches_in_workers(
+    items: Dataset[T], keys: Iterable[Any], workers: int, *, together: int
+) -> Generator[list[T], None, None]:
+    """The same in the batches that workers make; for a key of None an empty one, in its place."""
     batches = _start(items, keys, workers, together)
     try:
         with naming_dead_workers():
-            for batch in batches:
-                yield from batch
+            yield from batches
     finally:
         # A traceback may keep `batches` alive: its workers must not wait for that to go.
         batches._shutdown_workers()
 
 
+def _together(keys: Iterable[Any], count: int) -> Iterator[list[Any]]:
+    """So many keys at a time; none with those that follow a None, and nothing for the None itself."""
+    batch = []
+    for key in keys:
+        if key is not None:
+            batch.append(key)
+        if batch and (key is None or len(batch) == count):
+            yield batch
+            batch = []
+        if key is None:
+            yield []
+    if batch:
+        yield batch
+
+
 def _start(items: Dataset[T], keys: Iterable[Any], workers: int, together: int) -> Any:
     """The batches of a loader, and its workers at work."""
-    drawn = iter(keys)
     with warnings.catch_warnings(), _deaf_to_interrupts():
         warnings.filterwarnings("ignore", "This DataLoader will create", UserWarning)  # the caller chose the number
         # Python 3.12 warns of forks beside threads. Workers touch none of torch's threads.
         warnings.filterwarnings("ignore", "This process .* is multi-threaded", DeprecationWarning)
         loader = DataLoader(
             items,
-            batch_sampler=iter(lambda: list(itertools.islice(drawn, together)), []),
+            batch_sampler=_together(keys, together),
             num_workers=workers,
             collate_fn=_as_they_are,
             worker_init_fn=_leave_with_parent,

@@ -73,6 +73,10 @@ class FileSource:
     def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
         return self.decoder.images(self.file(position) for position in positions)
 
+    def images_ahead(self, positions: Iterable[int | None]) -> Iterator[Tensor | Unreadable | None]:
+        """As `images`; None yields None: for now, no more is to be drawn."""
+        return self.decoder.images_ahead(None if position is None else self.file(position) for position in positions)
+
     def file(self, position: int) -> ImageFile:
         """The file of an example."""
         return self.tree.file(self.examples[position].file)

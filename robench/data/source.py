@@ -65,6 +65,18 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class Ahead(Source, Protocol):
+    """A source whose `images` draw positions before the caller asks, and that can be told how far."""
+
+    def images_ahead(self, positions: Iterable[int | None]) -> Iterator[Tensor | Unreadable | None]:
+        """As `images`; a position of None asks for nothing: None is yielded in its place, behind what was drawn before.
+
+        Positions may be drawn again after it: it says that there are no more for now.
+        """
+        ...
+
+
+@runtime_checkable
 class Views(Source, Protocol):
     """A source that shows each example more than once; `images` yields the first view alone."""
 
