@@ -44,7 +44,7 @@ from robench.unattacked import Reading, check_textures
 from robench.zoo import Loaded
 from robench.zoo import resolve as resolve_model
 
-GENERATED = "The images were made by robench, as {manifest} says; they are not the published set."
+GENERATED = "The images were made by robench, as {manifest} says{rest}."
 SHARD_SIZE = 16
 """Examples written to disk together where they are attacked: the smallest batch that keeps its bits on a CPU."""
 QUICK_SHARD_SIZE = 64
@@ -203,7 +203,8 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         stated = model_record(reference, referred, batch.shape[2:]) if reference is not None else None
         caveats += getattr(source, "caveats", [])
         if getattr(source, "generated", None) is not None:
-            caveats.append(GENERATED.format(manifest=source.generated))  # type: ignore[attr-defined]  # just seen
+            rest = "; they are not the published set" if protocol.has_canon else ""
+            caveats.append(GENERATED.format(manifest=source.generated, rest=rest))  # type: ignore[attr-defined]
         fast = quicken(classifier, batch, measures=_measures(options, protocol), gradients=gradients)
         key = run_key(
             protocol_digest=protocol.digest,
@@ -408,5 +409,5 @@ def _planned_data(protocol: Protocol, source: Source, request: Request) -> Plann
         clean=_resolved(request.options.clean),
         official=total == protocol.data.count
         and ids_digest(source.ids) == protocol.data.ids_sha256
-        and getattr(source, "generated", None) is None,
+        and (getattr(source, "generated", None) is None or not protocol.has_canon),
     )

@@ -261,6 +261,11 @@ class Protocol(_Table):
         return f"{self.id}@{self.version}"
 
     @property
+    def has_canon(self) -> bool:
+        """Whether one copy of its images is the published one; else the difference to a reference on one copy ranks."""
+        return self.shift is None or self.shift.reference is None
+
+    @property
     def digest(self) -> str:
         """SHA-256 of everything that changes an answer, in canonical JSON.
 

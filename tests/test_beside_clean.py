@@ -10,8 +10,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from robench.cli.evaluate import _report
 from robench.cli.shifts import show_beside_clean
-from robench.comparison import clean_among
+from robench.comparison import clean_among, effective_robustness
 from robench.data.copies import MANIFESTS, generated_by
 from robench.data.imagenet.subsets import subset
 from robench.data.trees import FolderTree, SubTree, open_tree
@@ -55,6 +56,24 @@ def test_clean_accuracy_on_the_classes_of_a_set_stands_beside_it(
     )
     show_beside_clean([shifted])
     assert capsys.readouterr().out == ""
+
+
+def test_effective_robustness_is_printed_and_is_in_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = Options(name="half")
+    results = evaluate(half_right, ["imagenet-val", "imagenet-a"], data=_data(), run_dir=tmp_path, options=options)
+    clean, arrays = results
+    shifted = arrays.model_copy(update={"data": arrays.data.model_copy(update={"source": "imagenet-a"})})
+    expected = effective_robustness(shifted, clean)
+    assert expected is not None
+    _report([clean, shifted], json=True)
+    first, second = json.loads(capsys.readouterr().out)
+    assert second["effective_robustness"] == expected.model_dump(mode="json")
+    assert "effective_robustness" not in first
+    _report([shifted], json=True)
+    assert "effective_robustness" not in json.loads(capsys.readouterr().out)
+    show_beside_clean([clean, shifted])
+    said = f"imagenet-a: effective robustness {expected.text} {expected.bounds}"
+    assert said in " ".join(capsys.readouterr().out.split())
 
 
 def test_a_model_with_too_few_logits_is_refused_at_the_door(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ def check(
 ) -> None:
     """Read all images of a protocol; exit code 1 unless they are its own and every one can be read.
 
-    Where no digest of its ids is known, they are its own if their number is right and no class is missing.
+    Where no digest of its ids is known, number and classes are all that can be checked, and it says so.
     """
     from robench.data import Views, is_on_hub, location_of, open_source
     from robench.data.archives import archives_of, as_published
@@ -106,7 +106,8 @@ def check(
     root = location.path if location is not None else folder
     archives = {path.name: as_published(path) for path in archives_of(root)} if root is not None else {}
     generated = getattr(source, "generated", None)
-    ready = own and not found.unreadable and False not in archives.values() and generated is None
+    ready = own and not found.unreadable and False not in archives.values()
+    ready = ready and (generated is None or not wanted.has_canon)
     if json:
         report = dataclasses.asdict(found)
         report |= {"ok": ready, "protocol": wanted.exact_name, "ids_are_the_protocols": own, "archives": archives}
@@ -130,7 +131,8 @@ def _show(
     table = Table("what", Column("found", overflow="fold"))
     table.add_row("source", Text(found.source))
     if generated is not None:
-        table.add_row("made by", f"robench, as {generated} says: NOT the published images")
+        rest = ": NOT the published images" if protocol.has_canon else ""
+        table.add_row("made by", f"robench, as {generated} says{rest}")
     table.add_row("images", f"{found.count}, {protocol.exact_name} has {protocol.data.count}")
     named = {
         "missing images": found.missing,
@@ -150,4 +152,10 @@ def _show(
         table.add_row("images read", str(found.images))
     table.add_row("pixels", found.pixels_sha256)
     out.print(table)
-    out.print("Ready." if ready else f"Not the data of {protocol.exact_name}, or not all of it can be read; see above.")
+    if not ready:
+        out.print(f"Not the data of {protocol.exact_name}, or not all of it can be read; see above.")
+    elif protocol.data.ids_sha256 is not None or True in archives.values():
+        out.print("Ready.")
+    else:
+        out.print("Number and classes are right, and all can be read. Nothing says whether these are the images of ")
+        out.print(f"{protocol.exact_name}, which states no digest of their ids: results on them are unofficial.")

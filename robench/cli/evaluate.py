@@ -16,7 +16,7 @@ from rich.text import Text
 from robench.cli.ladder import evaluate_ladder
 from robench.cli.ranks import check_ranks, device_of, rank_of
 from robench.cli.screen import bar, err, out, print_json
-from robench.cli.shifts import derived_table, grid, show_beside_clean
+from robench.cli.shifts import above_line, clean_of, derived_table, grid, show_beside_clean
 from robench.errors import RunError, complaint
 from robench.figures import check_figure, draw_radii, draw_result
 from robench.intervals import wilson
@@ -259,10 +259,13 @@ def _shown() -> Iterator[Screen]:
 
 def _report(results: list[Result], json: bool) -> None:
     if json:
-        content = [
-            {"run_dir": str(result.run_dir), "cost": result.cost, **result.model_dump(mode="json", by_alias=True)}
-            for result in results
-        ]
+        clean = clean_of(results)
+        content = []
+        for result in results:
+            where = {"run_dir": str(result.run_dir), "cost": result.cost}
+            found = above_line(result, clean)
+            beside = {"effective_robustness": found.model_dump(mode="json")} if found is not None else {}
+            content.append({**where, **result.model_dump(mode="json", by_alias=True), **beside})
         print_json(content if len(content) > 1 else content[0])
         return
     for result in results:

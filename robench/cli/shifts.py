@@ -36,16 +36,23 @@ def derived_table(derived: Sequence[Derived]) -> Table:
     return found
 
 
+def clean_of(results: Sequence[Result]) -> Result | None:
+    """The result on clean images among those of one call."""
+    return next((result for result in results if result.protocol.id == "imagenet-val"), None)
+
+
+def above_line(result: Result, clean: Result | None) -> Derived | None:
+    """How far a shifted result lies above what the clean one of the same call leads to expect."""
+    return effective_robustness(result, clean) if clean is not None and result is not clean else None
+
+
 def show_beside_clean(results: Sequence[Result]) -> None:
     """Set each shifted result beside the clean one of the same call: on its own classes, and against a line."""
-    clean = next((result for result in results if result.protocol.id == "imagenet-val"), None)
-    if clean is None:
-        return
+    clean = clean_of(results)
     for result in results:
-        if result is clean:
-            continue
-        _show_own_classes(result, clean)
-        if (found := effective_robustness(result, clean)) is not None:
+        if clean is not None and result is not clean:
+            _show_own_classes(result, clean)
+        if (found := above_line(result, clean)) is not None:
             points = f"{found.text} {found.bounds}".rstrip()
             out.print(f"{result.protocol.id}: effective robustness {points}, above {found.note}", markup=False)
 

@@ -74,6 +74,10 @@ SAME_PLACE = {"imagenet-val": "imagenet", "imagenet-c-extra": "imagenet-c", "ima
 """Data sets that lie where another lies, unless something says where they lie themselves."""
 
 
+PUBLISHED_CROPPED = (*CELLS, "stylized-imagenet", "cue-conflict")
+"""Data sets whose images were published in the size in which models see them: a protocol neither resizes nor crops."""
+
+
 def location_of(name: str) -> Location | None:
     """Where a data set or texture dictionary that is not shipped lies, as environment or configuration say; else None.
 
@@ -131,12 +135,16 @@ def open_source(
     Raises:
       DataError: there is nothing to read, or ids, labels or shapes are wrong.
     """
-    decoder = Decoder(resize, crop, workers)
+    decoder = Decoder(resize, crop, workers, exact=resize is None and name in PUBLISHED_CROPPED)
     if cells and data is None and name in MADE_IN_CELLS:
         source = MADE_IN_CELLS[name](cells)
     elif cells and (data is None or isinstance(data, str | Path)):
         root = _place(name) if data is None else Path(data)
         where = Path(clean) if clean is not None else None
+        for argument, path in (("data", root), ("clean", where)):
+            if is_on_hub(path):
+                expected = "a folder, or archives: a set in cells is not read from the Hub"
+                raise DataError(complaint("robench", argument, f"`{path}`", expected, "Download it first."))
         source = open_cells(name, root, decoder, cells=cells, clean=where, limit=limit)
     else:
         source = _own_data(name, decoder, limit) if data is None else _given_data(name, data, decoder, limit)

@@ -1,7 +1,7 @@
 """Archives that are read as they were published: an index of their members, and the bytes of each.
 
 A tar is read once from end to end for the offsets of its members, and then in any order; a zip has its own index. A
-compressed tar cannot be read in any order: it is unpacked into one temporary tar, which is gone with the process.
+compressed tar cannot be read in any order: it is unpacked once, into a tar in robench's cache.
 
 Not here: what the members are (`trees` and the data sets).
 """
@@ -11,8 +11,8 @@ import hashlib
 import os
 import shutil
 import tarfile
-import tempfile
 import zipfile
+import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
@@ -21,6 +21,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
 
+from robench.data.locations import cached
+from robench.data.writing import written_whole
 from robench.errors import DataError, complaint
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
@@ -107,13 +109,13 @@ class Archive:
         self._plain: Path = path
         try:
             if not self._zip and path.suffix in (".gz", ".tgz"):
-                self._plain = self._unpacked(path)
+                self._plain = _unpacked(path)
             for name, place in self._members():
                 folder, _, last = name.removeprefix("./").rpartition("/")
                 directory = self.directories.setdefault(folder, _Directory())
                 directory.names.append(shared.setdefault(last, last))
                 directory.places.append(place)
-        except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, zlib.error, tarfile.TarError, zipfile.BadZipFile) as error:
             found = f"unreadable ({error})"
             raise DataError(
                 complaint(str(path), "archive", found, "a whole tar or zip", "Download it again.")
@@ -144,12 +146,25 @@ class Archive:
                     yield info.name, info.offset_data - _HEADER
                 tar.members.clear()  # type: ignore[attr-defined]  # which it would keep, all of them
 
-    def _unpacked(self, path: Path) -> Path:
-        self._temporary = tempfile.NamedTemporaryFile(prefix="robench-", suffix=".tar")  # noqa: SIM115  # lives with us
-        with gzip.open(path) as packed:
-            shutil.copyfileobj(packed, self._temporary, 1 << 20)
-        self._temporary.flush()
-        return Path(self._temporary.name)
+
+def _unpacked(path: Path) -> Path:
+    """The tar inside a compressed one, in the cache; unpacked unless that has it for this file as it is now."""
+    now = path.stat()
+    state = hashlib.sha256(f"{path.resolve()}|{now.st_size}|{now.st_mtime_ns}".encode(errors="surrogateescape"))
+    plain = cached("unpacked") / f"{path.name.split('.')[0][:100]}-{state.hexdigest()[:16]}.tar"
+    if plain.exists():
+        return plain
+    try:
+        plain.parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(plain) as temporary, gzip.open(path) as packed, temporary.open("wb") as file:
+            shutil.copyfileobj(packed, file, 1 << 20)
+    except OSError as error:
+        if error.errno is None:  # what gzip raises where a file is damaged
+            raise
+        found = f"not to be unpacked to {plain} ({error.strerror})"
+        advice = "Make room, name another cache with XDG_CACHE_HOME, or unpack it yourself."
+        raise DataError(complaint(str(path), "archive", found, "room for the tar inside", advice)) from error
+    return plain
 
 
 def is_archive(path: Path) -> bool:

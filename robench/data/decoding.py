@@ -69,11 +69,13 @@ class Decoder:
       resize: length of the shorter side after resizing (bilinear, Pillow), in pixels; None: as it is.
       crop: side of the centre crop, in pixels.
       workers: processes that decode; 0: this one; None: up to four, as many as there are cores.
+      exact: whether files without a view of their own must have the size of the crop already.
     """
 
     resize: int | None
     crop: int
     workers: int | None = None
+    exact: bool = False
 
     def images(self, files: Iterable[ImageFile]) -> Iterator[Tensor | Unreadable]:
         """The images, in order, read a little ahead of the caller; none is kept.
@@ -125,7 +127,8 @@ class Decoder:
         """The bytes of one image, shape (3, crop, crop), or why there are none."""
         try:
             resize, crop = file.view or (self.resize, self.crop)
-            return read_pixels(file.path, resize=resize, crop=crop, name=file.name)
+            exact = self.exact and file.view is None
+            return read_pixels(file.path, resize=resize, crop=crop, name=file.name, exact=exact)
         except DataError as error:
             return Unreadable(str(error))
 

@@ -25,7 +25,9 @@ def is_image(name: str) -> bool:
     return not name.startswith(".") and Path(name).suffix.lower() in SUFFIXES
 
 
-def read_pixels(path: Bytes, *, resize: int | None, crop: int, name: str | None = None) -> NDArray[np.uint8]:
+def read_pixels(
+    path: Bytes, *, resize: int | None, crop: int, name: str | None = None, exact: bool = False
+) -> NDArray[np.uint8]:
     """Decode one image, resize its shorter side (bilinear, Pillow), and crop its centre; shape (3, crop, crop).
 
     Args:
@@ -33,11 +35,15 @@ def read_pixels(path: Bytes, *, resize: int | None, crop: int, name: str | None 
       resize: length of the shorter side after resizing, in pixels; None: as it is.
       crop: side of the centre crop, in pixels.
       name: what messages call the file; by default its path.
+      exact: whether the file must have the size of the crop already.
     Raises:
-      DataError: the file cannot be decoded, has more than 8 bits a channel, or is smaller than the crop.
+      DataError: the file cannot be decoded, has more than 8 bits a channel, or another size than it may.
     """
     where = name or str(path)
     image = read_rgb(path, where)
+    if exact and image.size != (crop, crop):
+        found, advice = f"{image.width}x{image.height} pixels", "The set was published in that size; is this it?"
+        raise DataError(complaint(where, "image", found, f"{crop}x{crop} pixels", advice))
     shorter = min(image.size)
     size = image.size if resize is None else (resize * image.width // shorter, resize * image.height // shorter)
     if min(size) < crop:

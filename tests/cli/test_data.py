@@ -160,6 +160,11 @@ def test_a_set_without_known_ids_is_ready_when_count_and_classes_are_right(
     (tmp_path / "small.toml").write_text(text)
     code, report = _json(str(tmp_path / "small.toml"), "--data", str(root))
     assert (code, report["ok"], report["count"], report["images"], report["archives"]) == (0, True, 200, 200, {})
+    code, stdout = _check(str(tmp_path / "small.toml"), "--data", str(root))
+    assert code == 0
+    said = "Nothing says whether these are the images of imagenet-a@1, which states no digest of their ids: results on"
+    assert said in " ".join(stdout.split())
+    assert "Ready." not in stdout
     code, report = _json(str(tmp_path / "small.toml"), "--data", str(root), "--count", "7")
     assert (code, report["count"], report["images"]) == (0, 200, 7)
     packed(root, tmp_path / "imagenet-a.tar", top="imagenet-a")
@@ -170,6 +175,7 @@ def test_a_set_without_known_ids_is_ready_when_count_and_classes_are_right(
     code, stdout = _check(str(tmp_path / "small.toml"), "--data", str(tmp_path / "imagenet-a.tar"))
     assert code == 0
     assert "aspublished(MD5)" in _cells(stdout)
+    assert stdout.rstrip().endswith("Ready.")
     (root / "robench-stylized.json").write_text("{}")
     code, report = _json(str(tmp_path / "small.toml"), "--data", str(root))
     assert (code, report["ok"], report["generated"]) == (1, False, "robench-stylized.json")
@@ -177,6 +183,19 @@ def test_a_set_without_known_ids_is_ready_when_count_and_classes_are_right(
     shutil.rmtree(root / wnids()[subset("imagenet-a")[4]])
     code, report = _json(str(tmp_path / "small.toml"), "--data", str(root))
     assert (code, report["ok"], report["missing_classes"]) == (1, False, [wnids()[subset("imagenet-a")[4]]])
+
+
+def test_a_stylized_copy_of_ones_own_is_as_good_as_any(tmp_path: Path) -> None:
+    """No copy is the published one: what ranks is the difference to a reference model on the same copy."""
+    root = wnid_tree(tmp_path / "sin", pictures(tmp_path / "pictures", size=(8, 8)), range(1000), suffix="png")
+    text = (shipped_folder() / "stylized-imagenet.toml").read_text().replace("crop = 224", "crop = 8")
+    (tmp_path / "small.toml").write_text(text.replace("count = 50_000", "count = 1000"))
+    (root / "robench-stylized.json").write_text("{}")
+    code, report = _json(str(tmp_path / "small.toml"), "--data", str(root))
+    assert (code, report["ok"], report["generated"]) == (0, True, "robench-stylized.json")
+    _, stdout = _check(str(tmp_path / "small.toml"), "--data", str(root))
+    assert "robench,asrobench-stylized.jsonsays" in _cells(stdout)
+    assert "NOTthepublished" not in _cells(stdout)
 
 
 def test_every_cell_is_looked_at(tmp_path: Path) -> None:

@@ -113,10 +113,62 @@ def test_class_numbers_are_numbers_not_ranks_of_names(tmp_path: Path, originals:
 def test_missing_classes_are_listed_unless_a_limit_is_given(tmp_path: Path, originals: list[Path]) -> None:
     root = wnid_tree(tmp_path / "a", originals, subset("imagenet-a")[3:])
     names = ", ".join(wnids()[label] for label in subset("imagenet-a")[:3])
-    message = rf": `classes` is 3 of 200 missing \({names}\); expected a folder for each class\. Complete the data, or"
+    message = rf": `classes` is 3 of 200 missing \({names}\); expected images of each class\. Complete the data, or"
     with pytest.raises(DataError, match=message):
         _open("imagenet-a", root)
     assert len(_open("imagenet-a", root, limit=5).ids) == 197
+    for label in subset("imagenet-a")[:3]:
+        (root / wnids()[label]).mkdir()  # as a broken copy leaves them
+    with pytest.raises(DataError, match=message):
+        _open("imagenet-a", root)
+    assert len(_open("imagenet-a", root, limit=5).ids) == 197
+
+
+@pytest.mark.parametrize("folder", ["imagenetv2-threshold0.7-format-val", "imagenetv2-top-images-format-val"])
+def test_other_versions_of_imagenet_v2_are_refused_by_their_names(
+    folder: str, tmp_path: Path, originals: list[Path]
+) -> None:
+    root = numbered_tree(tmp_path / folder, originals, range(1000))
+    tar = packed(root, tmp_path / "v2.tar", top=folder)
+    for path in (root, tmp_path, tar):
+        with pytest.raises(
+            DataError, match=rf"^{path}: `data` is another version of the set, `{folder}`; expected the"
+        ):
+            _open("imagenet-v2", path)
+    assert len(_open("imagenet-v2", root.rename(tmp_path / "mine")).ids) == 1000
+
+
+@pytest.mark.parametrize("name", ["stylized-imagenet", "imagenet-c", "cue-conflict"])
+def test_images_of_another_size_are_none_of_a_set_that_is_not_resized(name: str, tmp_path: Path) -> None:
+    """Cropped in silence they would be scored, and be others than everybody's."""
+    right, wrong = pictures(tmp_path / "right", 1, (16, 16)), pictures(tmp_path / "wrong", 1, (20, 16))
+    cells = shift_of("imagenet-c").cells if name == "imagenet-c" else ()
+    found = []
+    for originals in (right, wrong):
+        root = tmp_path / originals[0].parent.name / "set"
+        if cells:
+            cells_tree(root, originals, validation_names(1))
+        elif name == "cue-conflict":
+            linked(root, ["bear/bear1-cat1.png"], originals)
+        else:
+            wnid_tree(root, originals, [3])
+        source = open_source(name, root, resize=None, crop=16, limit=1, workers=0, cells=cells)
+        found.append(next(iter(source.images([0]))))
+    assert isinstance(found[0], Tensor)
+    assert isinstance(found[1], Unreadable)
+    expected = r".*: `image` is 20x16 pixels; expected 16x16 pixels\. The set was published in that size; is this it\?"
+    assert re.fullmatch(expected, found[1].reason)
+
+
+def test_the_hub_is_not_asked_for_sets_in_cells(tmp_path: Path) -> None:
+    cells = shift_of("imagenet-c").cells
+    expected = "; expected a folder, or archives: a set in cells is not read from the Hub. Download it first."
+    for data, clean, said in (
+        ("hf-hub:some/c", None, "`data` is `hf-hub:some/c`"),
+        (tmp_path, "hf-hub:ILSVRC/imagenet-1k", "`clean` is `hf-hub:ILSVRC/imagenet-1k`"),
+    ):
+        with pytest.raises(DataError, match=f"^{re.escape(f'robench: {said}{expected}')}$"):
+            open_source("imagenet-c", data, resize=None, crop=16, cells=cells, clean=clean)
 
 
 def test_another_set_is_refused(tmp_path: Path, originals: list[Path]) -> None:
@@ -187,6 +239,33 @@ def test_the_validation_set_is_one_flat_tar(tmp_path: Path, originals: list[Path
         open_source("imagenet-val", tar, resize=None, crop=16, workers=0)
 
 
+def test_a_compressed_tar_is_unpacked_once(
+    tmp_path: Path, originals: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    root = wnid_tree(tmp_path / "imagenet-a", originals, subset("imagenet-a"))
+    archive = packed(root, tmp_path / "a.tar.gz", mode="w:gz")
+    ids = _open("imagenet-a", archive).ids
+    (plain,) = (tmp_path / "cache" / "robench" / "unpacked").iterdir()
+    before = plain.stat()
+    assert (_open("imagenet-a", archive).ids, plain.stat().st_mtime_ns) == (ids, before.st_mtime_ns)
+    next(root.rglob("*.jpg")).unlink()
+    packed(root, archive, mode="w:gz")
+    assert len(_open("imagenet-a", archive, limit=1).ids) == len(ids) - 1  # another file under the same name
+    assert len(list(plain.parent.iterdir())) == 2
+
+
+def test_where_there_is_no_room_for_it_is_said(
+    tmp_path: Path, originals: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    root = wnid_tree(tmp_path / "imagenet-a", originals, subset("imagenet-a"))
+    message = r"a\.tgz: `archive` is not to be unpacked to .*/a-\w{16}\.tar \(.*\); expected room"
+    with pytest.raises(DataError, match=message):
+        _open("imagenet-a", packed(root, tmp_path / "a.tgz", mode="w:gz"))
+
+
 def test_a_cut_archive_is_refused(tmp_path: Path, originals: list[Path]) -> None:
     root = wnid_tree(tmp_path / "imagenet-a", originals, subset("imagenet-a"))
     for archive in (
@@ -228,8 +307,9 @@ NAMES = [f"{wnids()[label]}/x{label}.JPEG" for label in (0, 1, 389)]
 
 
 @pytest.fixture(scope="module")
-def corrupted(tmp_path_factory: pytest.TempPathFactory, originals: list[Path]) -> Path:
-    return cells_tree(tmp_path_factory.mktemp("c") / "ImageNet-C", originals, NAMES)
+def corrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    small = pictures(tmp_path_factory.mktemp("pictures"), size=(16, 16))
+    return cells_tree(tmp_path_factory.mktemp("c") / "ImageNet-C", small, NAMES)
 
 
 def _cells(
@@ -251,7 +331,7 @@ def test_every_view_is_that_of_its_cell(corrupted: Path) -> None:
             example, (corruption, severity) = source.ids[2 if at < 75 else 0], CELLS[at % 75]
             assert isinstance(view, Tensor)
             with Image.open(corrupted / corruption / str(severity) / example) as file:
-                pixels = np.asarray(file.convert("RGB").crop((8, 4, 24, 20))).transpose(2, 0, 1)
+                pixels = np.asarray(file.convert("RGB")).transpose(2, 0, 1)
             assert view.dtype == torch.uint8
             assert np.array_equal(view.numpy(), pixels)
 
@@ -297,8 +377,17 @@ def test_missing_severities_and_classes_are_listed_before_anything_runs(tmp_path
         _cells(originals[0].parent)
 
 
-def test_a_missing_file_is_an_unreadable_view(tmp_path: Path, originals: list[Path]) -> None:
+def test_a_class_without_images_in_one_cell_is_missing_there(tmp_path: Path, originals: list[Path]) -> None:
     root = cells_tree(tmp_path / "c", originals, NAMES)
+    (root / "fog" / "3" / NAMES[0]).unlink()
+    with pytest.raises(DataError, match=rf": `cells` is 1 missing \(fog/3/{NAMES[0].split('/')[0]}\); expected all 75"):
+        _cells(root)
+    assert len(_cells(root, limit=3).ids) == 3
+
+
+def test_a_missing_file_is_an_unreadable_view(tmp_path: Path) -> None:
+    small = pictures(tmp_path / "pictures", size=(16, 16))
+    root = cells_tree(tmp_path / "c", small, [*NAMES, NAMES[0].replace(".JPEG", "-2.JPEG")])
     (root / "fog" / "3" / NAMES[0]).unlink()
     source = _cells(root)
     position = list(source.ids).index(NAMES[0])

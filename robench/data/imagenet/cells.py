@@ -121,7 +121,7 @@ def open_cells(
       DataError: corruptions, severities, classes or images are missing; they are listed.
     """
     tree = open_tree(root, _EXPECTED)
-    folders = _find(tree, cells)
+    folders = _find(tree, cells, whole=limit is None)
     files = _files(tree, folders)
     if any(id_of(Path(file).name) for file in files):
         source = _listed(name, tree, files, decoder, folders, limit)
@@ -150,8 +150,8 @@ def _listed(
     return CellSource(name, tree, examples, folders, decoder, missing=missing)
 
 
-def _find(tree: Tree, cells: Sequence[Cell]) -> dict[Cell, str]:
-    """Folder of each cell.
+def _find(tree: Tree, cells: Sequence[Cell], *, whole: bool) -> dict[Cell, str]:
+    """Folder of each cell; as a whole, classes without an image are missing, too.
 
     Raises:
       DataError: corruptions, severities or classes are missing.
@@ -166,7 +166,10 @@ def _find(tree: Tree, cells: Sequence[Cell]) -> dict[Cell, str]:
             missing.append(f"{corruption}/{severity}")
         else:
             folders[corruption, severity] = f"{parents[corruption]}/{severity}"
-    classes = {cell: set(tree.contents(folder)[0]) for cell, folder in folders.items()}
+    classes = {
+        cell: {name for name in tree.contents(folder)[0] if not whole or tree.contents(f"{folder}/{name}")[1]}
+        for cell, folder in folders.items()
+    }
     every = set().union(*classes.values())
     for (corruption, severity), names in classes.items():
         missing += [f"{corruption}/{severity}/{name}" for name in sorted(every - names)]

@@ -4,7 +4,8 @@ Labels come from folders' names, wnids or class numbers, never from their order,
 images. Not here: ImageNet-C (`cells.py`).
 """
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,10 +33,12 @@ class Shift:
     Attributes:
       classes: a list of classes to which it is limited; None: all 1,000.
       numbered: whether its folders are class numbers, not wnids.
+      others: what names of folders and archives with other versions of it have in them; "": there are none.
     """
 
     classes: str | None = None
     numbered: bool = False
+    others: str = ""
 
     @property
     def labels(self) -> Sequence[int]:
@@ -47,7 +50,7 @@ SHIFTS = {
     "imagenet-a": Shift("imagenet-a"),
     "imagenet-r": Shift("imagenet-r"),
     "imagenet-sketch": Shift(),
-    "imagenet-v2": Shift(numbered=True),
+    "imagenet-v2": Shift(numbered=True, others=r"threshold-?0\.7|top-?images"),
     "stylized-imagenet": Shift(),
 }
 
@@ -77,13 +80,19 @@ def open_shift(name: str, root: Path, decoder: Decoder, *, limit: int | None = N
     what = "numbered 0 to 999" if shift.numbered else "named by wnid (such as n01440764)"
     expected = f"the images of {name}, in sub-folders {what}"
     tree, folders = descend(open_tree(root, expected), lambda folder: _label(folder, shift) is not None)
+    other = next((part for part in tree.root.parts[-3:] if shift.others and re.search(shift.others, part)), None)
+    if other is not None:
+        raise DataError(complaint(str(root), "data", f"another version of the set, `{other}`", expected))
     if not folders:
         return _open_samples(name, tree, decoder, whole=limit is None, expected=expected)
-    labels = _labels(tree, folders, shift, whole=limit is None)
+    labels = _labels(tree, folders, shift)
+    files = {folder: tree.contents(folder)[1] for folder in labels}
+    if limit is None:
+        _check_whole(tree, shift, {label for folder, label in labels.items() if files[folder]})
     examples = [
         FileExample(f"{wnids()[label]}/{file}", label, f"{folder}/{file}")
         for folder, label in labels.items()
-        for file in tree.contents(folder)[1]
+        for file in files[folder]
     ]
     if not examples:
         raise DataError(complaint(str(root), "data", "empty", expected))
@@ -153,8 +162,8 @@ def _label(folder: str, shift: Shift) -> int | None:
     return classes_by_wnid().get(folder)
 
 
-def _labels(tree: Tree, folders: Sequence[str], shift: Shift, *, whole: bool) -> dict[str, int]:
-    """Class of each folder, all of which are classes of the set; as a whole, it has all of them."""
+def _labels(tree: Tree, folders: Sequence[str], shift: Shift) -> dict[str, int]:
+    """Class of each folder, all of which are classes of the set."""
     allowed = set(shift.labels)
     labels = {folder: _label(folder, shift) for folder in folders}
     foreign = [folder for folder, label in labels.items() if label not in allowed]
@@ -164,11 +173,14 @@ def _labels(tree: Tree, folders: Sequence[str], shift: Shift, *, whole: bool) ->
         raise DataError(
             complaint(str(tree.root), "sub-folders", found, f"the {len(allowed)} classes of the set", advice)
         )
-    known = {folder: label for folder, label in labels.items() if label is not None}
-    missing = sorted(allowed - set(known.values()))
-    if missing and whole:
+    return {folder: label for folder, label in labels.items() if label is not None}
+
+
+def _check_whole(tree: Tree, shift: Shift, there: Set[int]) -> None:
+    """Refuse a copy that lacks all images of a class."""
+    missing = [label for label in shift.labels if label not in there]
+    if missing:
         names = [str(label) if shift.numbered else wnids()[label] for label in missing]
-        found = f"{len(missing)} of {len(allowed)} missing ({first_few(names, LISTED)})"
+        found = f"{len(missing)} of {len(shift.labels)} missing ({first_few(names, LISTED)})"
         advice = "Complete the data, or give `limit` to run on what is there."
-        raise DataError(complaint(str(tree.root), "classes", found, "a folder for each class", advice))
-    return known
+        raise DataError(complaint(str(tree.root), "classes", found, "images of each class", advice))
