@@ -51,16 +51,16 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[test]'
 	@touch $@ $(VENV)/.installed
 
-# The tests of the page need Debian's Chromium. It is installed once, where apt may and can; wherever it cannot (no root, no
-# apt, no network) those tests are skipped and say so.
+# The tests of the page need Debian's Chromium, those of foreign code bubblewrap. They are installed once, where apt may and
+# can; wherever it cannot (no root, no apt, no network) those tests are skipped and say so.
 $(VENV)/.browser: | $(VENV)/bin/python
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || \
+	@{ command -v chromium || command -v chromium-browser; } >/dev/null && command -v bwrap >/dev/null || \
 	test "$$(id -u)" != 0 || ! command -v apt-get >/dev/null || { \
-		echo "Installing Chromium for the tests of the page."; \
+		echo "Installing Chromium for the tests of the page, and bubblewrap for those of foreign code."; \
 		export DEBIAN_FRONTEND=noninteractive; \
 		timeout 60 apt-get --quiet=2 update >/dev/null 2>&1; \
-		timeout 600 apt-get --quiet=2 --yes --no-install-recommends install chromium >/dev/null 2>&1; \
-	} || echo "It cannot be installed; the tests of the page will be skipped."
+		timeout 600 apt-get --quiet=2 --yes --no-install-recommends install chromium bubblewrap >/dev/null 2>&1; \
+	} || echo "They cannot be installed; those tests will be skipped."
 	@touch $@
 
 clean:

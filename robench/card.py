@@ -25,7 +25,7 @@ from robench.result import Metric, Result
 README = "README.md"
 EVAL_RESULTS = ".eval_results"
 TASK = "image-classification"
-SETS = {"imagenet": "ILSVRC/imagenet-1k"}
+SETS = {"imagenet": "ILSVRC/imagenet-1k", "imagenet-val": "ILSVRC/imagenet-1k"}
 """Data sets of protocols on the Hub."""
 
 

@@ -175,7 +175,7 @@ class Snapshot:
         self._ask_for(file)
         kept: dict[str, Any] = {"cache_dir": self.hub.cache_dir, "etag_timeout": self.hub.seconds}
         try:
-            with _told_at_once():
+            with _little_patience():
                 path = Path(hf_hub_download(self.address.repository, file, **self._place, **self._asking, **kept))
         except Exception as error:  # what the client's transport raises has no public parent
             raise self.address.error(_explain(error, self.address, self.hub, f"`{file}`")) from error
@@ -272,19 +272,30 @@ def _ask(address: Address, hub: Hub) -> tuple[Any, str | Literal[False]]:
 
 
 @contextlib.contextmanager
-def _told_at_once() -> Iterator[None]:
-    """Downloads that the Hub puts off fail at once, where the client would wait and ask again for half a minute."""
+def _little_patience() -> Iterator[None]:
+    """Downloads fail where the client would try for a minute: when the Hub puts them off, or nothing comes twice."""
+    asked: set[tuple[str, str]] = set()
 
     def complain(response: Any) -> None:
         if response.status_code in _PUT_OFF:
             hf_raise_for_status(response)
 
-    hooks = get_session().event_hooks["response"]
-    hooks.append(complain)
+    def ask_once(request: Any) -> None:
+        if request.method == "GET":
+            where = str(request.url), request.headers.get("Range", "")  # what has come is not asked for again
+            if where in asked:
+                raise TimeoutError(f"nothing came in {constants.HF_HUB_DOWNLOAD_TIMEOUT} s")
+            asked.add(where)
+
+    hooks = get_session().event_hooks
+    added = {"request": ask_once, "response": complain}
+    for kind, hook in added.items():
+        hooks[kind].append(hook)
     try:
         yield
     finally:
-        hooks.remove(complain)
+        for kind, hook in added.items():
+            hooks[kind].remove(hook)
 
 
 def _cached(address: Address, file: str, revision: str | None, hub: Hub) -> Path | None:

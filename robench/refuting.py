@@ -80,8 +80,11 @@ def refute(
       how: with which attack, in a line.
       data, device: as in `evaluate`.
     Raises:
-      SubmissionError: none of the images breaks an example that the claim calls robust.
+      SubmissionError: there is no such folder, or none of its images breaks an example that the claim calls robust.
     """
+    if not images.is_dir():
+        found = "a file" if images.exists() else "missing"
+        raise SubmissionError(complaint(str(images), "images", found, "a folder that `--save-adversarial` wrote"))
     spec = claim.protocol.data
     budget, classifier = build_budget(claim.protocol.exact_name, budget_of(claim.protocol)), _classifier(model, device)
     robust = [each for each in called(claim.protocol, claim.outcomes).robust if (images / image_file(each)).exists()]

@@ -33,8 +33,12 @@ FOLDER = "submissions"
 """Where submissions lie in the repository."""
 TOML, RESULT, OUTCOMES = FILES = ("submission.toml", "result.json", "outcomes.csv.gz")
 """What a submission consists of."""
-MODEL_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,98}[A-Za-z0-9])?")
-"""What a model may be called: the name is a folder, on every system."""
+MODEL_NAME = re.compile(
+    r"(?!(?:con|prn|aux|nul|com[0-9]|lpt[0-9])(?:\.|$))(?!.*\.\.)(?!.*\.lock$)"
+    r"[a-z0-9](?:[a-z0-9._-]{0,98}[a-z0-9])?",
+    re.IGNORECASE | re.ASCII,
+)
+"""What a model may be called: the name is a folder on every system, Windows' devices left out, and part of a branch."""
 PROTOCOL_NAME = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*@[1-9][0-9]{0,3}")
 """`id@version`, which is a folder, too."""
 
@@ -170,14 +174,16 @@ def _quoted(text: str) -> str:
 
 
 def loader_of(model: ModelRecord) -> dict[str, str]:
-    """What a result itself says about how its model is loaded: the keys of `[loader]`, maybe not all of them."""
+    """What a result itself says about how its model is loaded: keys of `[loader]`, maybe not all of them.
+
+    A network that robench or timm knows, with weights from a local file, is known by their digest alone.
+    """
     reference, weights = model.reference or "", {"weights_sha256": model.weights_sha256} if model.weights_sha256 else {}
     scheme, _, name = reference.partition(":")
     name, _, revision = name.partition("@")
-    if scheme in ("hf-hub", "timm"):
-        known = {"hub" if scheme == "hf-hub" else "timm": name}
-        if commit := revision or model.revision:
-            known["revision"] = commit
+    commit = revision or model.revision
+    if scheme in ("hf-hub", "timm"):  # without a commit, the weights were a local file
+        known = {"hub" if scheme == "hf-hub" else "timm": name, "revision": commit} if commit else {}
     elif name:
         known = {"entry_point": reference}
     elif model.loader.startswith("robench.zoo:"):

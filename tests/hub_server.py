@@ -202,8 +202,13 @@ class _Handler(BaseHTTPRequestHandler):
     def _json(self, content: Any, fault: Any = None) -> None:
         self._send(200, json.dumps(content).encode(), fault=fault, **{"Content-Type": "application/json"})
 
+    def _write(self, content: bytes, fault: Any) -> None:
+        self.wfile.write(content)
+        if fault == "stall":
+            time.sleep(SLOW)
+
     def _send(self, status: int, content: bytes, *, fault: Any = None, **headers: str) -> None:
-        """Answer, with what goes wrong: a status, `slow`, `wrong bytes`, `short`, or `without HEADER...`."""
+        """Answer, with what goes wrong: a status, `slow`, `stall`, `wrong bytes`, `short`, or `without HEADER...`."""
         if isinstance(fault, int):
             status, content, headers = fault, b"", {}
         elif fault == "slow":
@@ -225,7 +230,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_header(key, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(content)
+                self._write(content if fault != "stall" else content[: len(content) // 2 * (status == 200)], fault)
         except OSError:  # whoever asked has left
             self.close_connection = True
 

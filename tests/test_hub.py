@@ -161,14 +161,27 @@ def test_what_goes_wrong_is_said_within_seconds(
 
 @pytest.mark.parametrize("fault", [None, 429])
 def test_the_client_is_left_as_it_was(server: FakeHub, place: Hub, fault: int | None) -> None:
-    before = list(huggingface_hub.get_session().event_hooks["response"])
+    before = {kind: list(hooks) for kind, hooks in huggingface_hub.get_session().event_hooks.items()}
     if fault is None:
         _fetched(place)
     else:
         server.faults["get"] = fault
         with pytest.raises(ModelError):
             _fetched(place)
-    assert huggingface_hub.get_session().event_hooks["response"] == before
+    assert huggingface_hub.get_session().event_hooks == before
+
+
+def test_a_download_that_stalls_goes_on_once_and_then_says_so(
+    server: FakeHub, place: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
+    server.faults["get"] = "stall"
+    began = time.monotonic()
+    with pytest.raises(ModelError, match=r"`repository` is not to be had \(TimeoutError: nothing came in 1 s\); exp"):
+        _fetched(place)
+    assert time.monotonic() - began < 2 * LONGEST
+    server.faults.clear()
+    assert _fetched(place) == FILES
 
 
 def test_a_slow_download_is_waited_for_longer_than_a_question(server: FakeHub, place: Hub) -> None:

@@ -1,4 +1,4 @@
-"""`make test` installs the browser of the page's tests where it can, and never fails where it cannot."""
+"""`make test` installs a browser and bubblewrap for its tests where it can, and never fails where it cannot."""
 
 import shutil
 import subprocess
@@ -42,12 +42,14 @@ class Machine:
         return self.log.read_text().splitlines() if self.log.exists() else []
 
 
-def test_chromium_is_installed_once_where_apt_can(tmp_path: Path) -> None:
+def test_both_are_installed_once_where_apt_can(tmp_path: Path) -> None:
     machine = Machine(tmp_path, apt="echo noise; echo noise >&2")
-    assert machine.make() == "Installing Chromium for the tests of the page.\n"
+    assert (
+        machine.make() == "Installing Chromium for the tests of the page, and bubblewrap for those of foreign code.\n"
+    )
     assert machine.asked == [
         "noninteractive: --quiet=2 update",
-        "noninteractive: --quiet=2 --yes --no-install-recommends install chromium",
+        "noninteractive: --quiet=2 --yes --no-install-recommends install chromium bubblewrap",
     ]
     assert "is up to date" in machine.make()
     assert len(machine.asked) == 2
@@ -57,19 +59,26 @@ def test_apt_that_fails_fails_nothing(tmp_path: Path) -> None:
     """No network, another system's apt, a lock that somebody holds."""
     machine = Machine(tmp_path, apt="echo E: Unable to locate package >&2; exit 100")
     said = machine.make().splitlines()
-    assert said[-1] == "It cannot be installed; the tests of the page will be skipped."
+    assert said[-1] == "They cannot be installed; those tests will be skipped."
     assert len(machine.asked) == 2
 
 
 @pytest.mark.parametrize(
     "about",
-    [{"user": 1000}, {"apt": None}, {"has": ["chromium"]}, {"has": ["chromium-browser"]}],
+    [{"user": 1000}, {"apt": None}, {"has": ["chromium", "bwrap"]}, {"has": ["chromium-browser", "bwrap"]}],
     ids=["no root", "no apt", "there already", "there already, by its other name"],
 )
 def test_apt_is_not_asked_in_vain(about: dict[str, object], tmp_path: Path) -> None:
     machine = Machine(tmp_path, **about)  # type: ignore[arg-type]  # rows of a table
     assert machine.make() == ""
     assert machine.asked == []
+
+
+@pytest.mark.parametrize("there", ["chromium", "bwrap"])
+def test_one_of_them_is_not_enough(there: str, tmp_path: Path) -> None:
+    machine = Machine(tmp_path, has=[there])
+    machine.make()
+    assert machine.asked[-1].endswith(" install chromium bubblewrap")
 
 
 def test_every_test_run_looks_for_the_browser() -> None:

@@ -327,7 +327,8 @@ def test_what_an_author_says_wrongly_is_said() -> None:
     ("reference", "built_by", "expected"),
     [
         ("mini-resnet", "robench.zoo:MiniResNet", {"bundled": "mini-resnet"}),
-        ("timm:resnet50.a1_in1k", "timm:resnet50.a1_in1k", {"timm": "resnet50.a1_in1k"}),
+        ("mini-resnet", "local weights in robench.zoo:MiniResNet", {}),
+        ("timm:resnet50.a1_in1k", "timm:resnet50.a1_in1k", {}),
         ("hf-hub:a/b@" + "c" * 40, "hub", {"hub": "a/b", "revision": "c" * 40}),
         ("my.models:build", "module:function", {"entry_point": "my.models:build"}),
         ("models/mine", "timm folder", {}),

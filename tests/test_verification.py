@@ -46,7 +46,7 @@ ABOUT: dict[str, Any] = {
     "of": 5000,
     "asked": 300,
     "fell": 0,
-    "flip_rate": 0.01,
+    "flip_rate": 0.005,
     "soft_margin": 0.001,
     "merge_commit": "0" * 40,
     "public_value": "round 7",
@@ -76,8 +76,8 @@ def test_the_tail_is_scipys(least: int, trials: int, rate: float) -> None:
 
 
 def test_a_verdict_refutes_beyond_what_honest_machines_do() -> None:
-    """The critical count of 300 examples at a flip rate of 1 percent, from scipy."""
-    critical = next(k for k in range(301) if stats.binom.sf(k - 1, 300, 0.01) < LEVEL)
+    """The critical count of 300 examples at a flip rate of half a percent, from scipy."""
+    critical = next(k for k in range(301) if stats.binom.sf(k - 1, 300, 0.005) < LEVEL)
     assert not verdict(fell=critical - 1).refutes
     assert verdict(fell=critical).refutes
 
@@ -85,7 +85,7 @@ def test_a_verdict_refutes_beyond_what_honest_machines_do() -> None:
 @pytest.mark.parametrize(("asked", "robust"), [(300, 2000), (100, 2000), (300, 3000), (200, 200)])
 def test_the_power_is_that_of_a_simulated_cheat(asked: int, robust: int) -> None:
     found = verdict(asked=asked, robust=robust)
-    critical = next(k for k in range(asked + 2) if stats.binom.sf(k - 1, asked, 0.01) < LEVEL)
+    critical = next(k for k in range(asked + 2) if stats.binom.sf(k - 1, asked, 0.005) < LEVEL)
     false = min(1.0, 0.02 * 5000 / robust)
     assert found.power == pytest.approx(stats.binom.sf(critical - 1, asked, 0.98 * false), abs=1e-9)
     assert verdict(asked=0).power == 0.0
@@ -121,8 +121,8 @@ def test_tiers_are_computed() -> None:
         {"flip_rate": math.nan},
         {"flip_rate": 0.5},
         {"tier": "checked"},
-        {"flip_rate": 0.06},
-        {"soft_margin": 0.2},
+        {"flip_rate": 0.006},
+        {"soft_margin": 0.002},
         {"merge_commit": "main"},
         {"asked": 3, "fell": 0, "examples": (again(0, robust=False),)},
         {"asked": 1, "fell": 0, "examples": (again(0, robust=False),)},

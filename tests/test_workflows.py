@@ -165,3 +165,44 @@ def test_the_oldest_supported_python_is_tested() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     assert f">={versions[0]}" == project["requires-python"]
     assert len(versions) == 2
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the script is for a shell")
+@pytest.mark.parametrize(
+    ("report", "old", "expected"),
+    [
+        ("{}", "", ["POST repos/o/r/issues/7/comments", "<!-- robench -->", "found"]),
+        ("{}", "99", ["PATCH repos/o/r/issues/comments/99", "<!-- robench -->", "found"]),
+        ("nothing", "", []),
+        (
+            "nothing",
+            "99",
+            ["PATCH repos/o/r/issues/comments/99", "<!-- robench -->", "This pull request has no submission"],
+        ),
+        ("", "", ["POST repos/o/r/issues/7/comments", "<!-- robench -->", "This pull request could not be checked"]),
+    ],
+)
+def test_the_comment_never_says_what_held_before(report: str, old: str, expected: list[str], tmp_path: Path) -> None:
+    """Run as GitHub does, beside a `gh` that writes down what it sends, and a `robench` without its libraries."""
+    steps = _steps(ROOT / ".github" / "workflows" / "comment.yml")
+    script = next(step["run"] for step in steps if "robench comment" in step.get("run", ""))
+    tools = {
+        "robench": 'grep -q nothing "$2" || printf "<!-- robench -->\\nfound\\n"',
+        "gh": f"""case "$*" in
+  *pulls*) echo 7;;
+  *--paginate*) echo {old};;
+  *) echo "$4 $5"; cat "${{7#body=@}}";;
+esac""",
+    }
+    for name, content in tools.items():
+        (tmp_path / name).write_text(f"#!/bin/sh\n{content}\n")
+        (tmp_path / name).chmod(0o755)
+    (tmp_path / "report").mkdir()
+    (tmp_path / "report" / "report.json").write_text(report)
+    environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RUNNER_TEMP": str(tmp_path), "REPOSITORY": "o/r"}
+    done = subprocess.run(
+        ["bash", "-e", "-o", "pipefail", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    lines = done.stdout.splitlines()
+    assert len(lines) == len(expected)
+    assert all(line.startswith(start) for line, start in zip(lines, expected, strict=True))

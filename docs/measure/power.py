@@ -14,7 +14,7 @@ import numpy as np
 
 from robench.verification import FLIP_RATE, INFLATION, critical, power, sample_size
 
-CASES = ((512, 0.4), (512, 0.6), (1000, 0.4), (5000, 0.2), (5000, 0.4), (5000, 0.6), (5000, 0.8))
+CASES = ((512, 0.4), (512, 0.6), (512, 0.8), (1000, 0.4), (5000, 0.2), (5000, 0.4), (5000, 0.6), (5000, 0.8))
 """Examples of a protocol, and the share that a model holds in truth."""
 
 

@@ -11,7 +11,7 @@ import typer
 from robench.cli.screen import err, out
 from robench.errors import SubmissionError, complaint
 from robench.result import Result, read_result
-from robench.submission import FAMILIES, SCHEMA, Submission, loader_of
+from robench.submission import FAMILIES, LOADERS, SCHEMA, Submission, loader_of
 from robench.submitting import build_submission, checked
 from robench.submitting import submit as commit
 
@@ -107,12 +107,17 @@ def _can_answer() -> bool:
 
 def _loader(result: Result, given: list[str]) -> dict[str, str]:
     """The keys of `[loader]`: what the run says, and what is given; none where that names no way to load the model."""
-    keys = loader_of(result.model)
+    own = {}
     for each in given:
         key, equals, value = each.partition("=")
         if not equals:
             raise SubmissionError(complaint("submit", "--loader", repr(each), "KEY=VALUE, such as revision=<commit>"))
-        keys[key] = value
-    named = {"bundled", "timm", "hub", "repository"} & keys.keys()
+        own[key] = value
+    keys = loader_of(result.model)
+    if own.keys() & LOADERS.keys():  # another way than the run's: of that, what the weights are still holds
+        kept = {"weights_sha256", "entry_point"} if "repository" in own else {"weights_sha256"}
+        keys = {key: value for key, value in keys.items() if key in kept}
+    keys |= own
+    named = LOADERS.keys() & keys.keys()
     complete = "bundled" in keys or "revision" in keys or "repository" in keys
     return keys if given or (named and complete) else {}

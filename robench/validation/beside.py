@@ -4,6 +4,7 @@ Not here: what follows from them (`verification`), and whether an image fools, w
 """
 
 import hashlib
+import math
 import re
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from robench.verification import Called, Verdict, called, read_verdict
 
 LARGEST = {verification.FOLDER: 2_000_000, refutation.FOLDER: refutation.LARGEST}
 """Most bytes of a file, by the folder it lies in."""
+MOST_VALUES = 20 * refutation.MOST_VALUES
+"""Values in all refutations of a claim, which take some 20 seconds."""
 _FILE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,98}\.json")
 
 
@@ -70,8 +73,17 @@ def _refutation(file: str, content: bytes, claim: _About, known: dict[str, Refut
         yield Finding("RB902", file, "/result_sha256", read.result_sha256, claim.result_sha256)
         return
     known[hashlib.sha256(content).hexdigest()] = read
-    open_to_it = set(claim.called.robust)
+    values = sum(image.values for each in known.values() for image in each.images)
+    if values > MOST_VALUES:
+        expected = f"at most {MOST_VALUES:,} in all refutations of a claim"
+        yield Finding("RB105", file, "/images", f"{values:,} values", expected)
+        return
+    open_to_it, side = set(claim.called.robust), claim.protocol.data.crop
     for index, image in enumerate(read.images):
+        if math.prod(image.shape) > 3 * side**2:
+            expected = f"an image of {side}x{side} pixels, as the protocol has them"
+            yield Finding("RB907", file, f"/images/{index}/shape", shown(str(image.shape)), expected)
+            continue
         if image.id not in open_to_it:
             expected = "an example that the claim calls robust, once"
             yield Finding("RB906", file, f"/images/{index}/id", shown(image.id), expected)

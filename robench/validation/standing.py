@@ -88,6 +88,10 @@ def check_loader(place: Place, submission: Submission, result: Result) -> Iterat
         yield Finding("RB703", where, "/loader", "none", "bundled, timm, hub, or repository")
         return
     named = loader.model_dump(exclude_none=True)
+    for kind in ("bundled", "timm"):  # whose weights are published; the digest of others is all that a result knows
+        if kind in named and kind not in measured:
+            found = f"{shown(result.model.reference or 'a callable')} by {shown(result.model.loader)}"
+            yield Finding("RB702", where, f"/loader/{kind}", named[kind], f"a loader of {found}, as result.json says")
     for key, expected in measured.items():
         stated = named.get(key)
         if key == "weights_sha256":

@@ -129,8 +129,10 @@ def _bundled(name: str, weights: Path | None) -> Loaded:
     with torch.random.fork_rng(devices=[]):  # initial weights draw from the caller's generator
         model = ARCHITECTURES[MODELS[name]]()
     digest = fill(model, weights or bundled_weights(name), name)
-    called = name if weights is None else weights.stem
-    return Loaded(model.eval(), called, name, loader=f"robench.zoo:{MODELS[name]}", weights_sha256=digest)
+    called, loader = name, f"robench.zoo:{MODELS[name]}"
+    if weights is not None:
+        called, loader = weights.stem, f"local weights in {loader}"
+    return Loaded(model.eval(), called, name, loader, weights_sha256=digest)
 
 
 def bundled_weights(name: str) -> Path:

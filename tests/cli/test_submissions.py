@@ -302,12 +302,22 @@ def test_submit_asks_for_what_is_missing_on_a_terminal(
 
 
 def test_submit_takes_a_loader_by_its_keys(repository: Path) -> None:
-    _run(repository / "run")
+    local = "local weights in robench.zoo:ToyNet"
+    edit_json(_run(repository / "run") / RESULT, lambda result: result["model"].update(loader=local))
     commit(repository)
     with pytest.raises(RobenchError, match=r"`--loader` is 'revision'; expected KEY=VALUE"):
         _invoke("submit", "run", *WORDS, "--loader", "revision")
-    with pytest.raises(RobenchError, match=r"submission.toml: `loader.repository` is an unknown key"):
-        _invoke("submit", "run", *WORDS, "--loader", "repository=https://example.org/a")
+    with pytest.raises(RobenchError, match=r"submission.toml: `loader.entry_point` is missing; expected a value"):
+        _invoke(
+            "submit", "run", *WORDS, "--loader", "repository=https://example.org/a", "--loader", f"commit={'c' * 40}"
+        )
+    own = {"repository": "https://example.org/a", "commit": "c" * 40, "entry_point": "my.models:build"}
+    given = [part for key, value in own.items() for part in ("--loader", f"{key}={value}")]
+    assert _invoke("submit", "run", *WORDS, *given)[0] == 0
+    git(repository, "switch", "--quiet", "submit/toy-net/mini-pgd-linf-1")
+    written = (repository / "submissions" / "toy-net" / MINI.exact_name / TOML).read_text()
+    assert 'entry_point = "my.models:build"' in written
+    assert "bundled" not in written
 
 
 # --- leaderboard

@@ -128,6 +128,11 @@ REFUTATIONS: dict[str, tuple[Callable[[dict[str, Any]], object], str, str]] = {
     ),
     "steps of no kind": (lambda c: c["images"][1].update(steps="~"), "RB907", "/images/1/steps"),
     "a huge image": (lambda c: c["images"][1].update(shape=[3, 99999, 99999]), "RB901", ""),
+    "a larger image than the protocol's": (
+        lambda c: c["images"][1].update(shape=[3, 65, 64], steps=packed([0] * 3 * 65 * 64)),
+        "RB907",
+        "/images/1/shape",
+    ),
     "a negative unit": (lambda c: c["images"][1].update(unit=-0.01), "RB901", ""),
     "no image": (lambda c: c.update(images=[]), "RB901", ""),
     "a pixel": (lambda c: c["images"][0].update(pixels="AAAA"), "RB901", ""),
@@ -189,6 +194,14 @@ def test_squares_are_held_to_their_budget(name: str, tmp_path: Path) -> None:
     assert all(len(each.found) < 300 for each in findings)
     if code == "RB907":
         assert {each.expected for each in findings} == {"at most 2 squares of 5 pixels, inside the image"}
+
+
+def test_what_all_refutations_of_a_claim_unpack_to_is_bounded(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robench.validation.beside.MOST_VALUES", 3 * 2 * 2 * 3)
+    path = put_refutation(place, ROBUST[:2])
+    assert codes(place) == []
+    path.with_name("later.json").write_bytes(path.read_bytes() + b" ")
+    assert codes(place) == [("RB105", REFUTATION, "/images")]  # the second by name
 
 
 def test_what_a_file_unpacks_to_is_bounded_whatever_the_images_shape(place: Place, tmp_path: Path) -> None:

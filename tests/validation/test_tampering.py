@@ -201,6 +201,11 @@ RESULTS: dict[str, tuple[Callable[..., object], set[str], str]] = {
     "a text without end": (lambda r: r["model"].update(name="a" * 1001), {"RB203"}, "/model/name"),
     "no number": (lambda r: r["metrics"][0].update(value=float("nan")), {"RB204"}, "line "),
     "other weights": (lambda r: r["model"].update(weights_sha256="3" * 64), {"RB701"}, "/loader/weights_sha256"),
+    "weights of one's own in a bundled network": (
+        lambda r: r["model"].update(loader="local weights in robench.zoo:ToyNet"),
+        {"RB702"},
+        "/loader/bundled",
+    ),
     "another model": (lambda r: r["model"].update(reference="mini-resnet"), {"RB702"}, "/loader/bundled"),
 }
 

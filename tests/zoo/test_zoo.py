@@ -63,7 +63,8 @@ def test_every_name_resolves_to_its_architecture(name: str, tmp_path: Path) -> N
     assert isinstance(loaded.model, Normalised)
     assert state_digest(loaded.model.state_dict()) == state_digest(load_file(path))
     assert (loaded.name, loaded.reference) == ("trained", name)
-    assert loaded.loader == f"robench.zoo:{architecture}"
+    assert loaded.loader == f"local weights in robench.zoo:{architecture}"
+    assert resolve(name).loader == f"robench.zoo:{architecture}"
     sha256 = subprocess.run(["sha256sum", path], capture_output=True, text=True, check=True).stdout.split()[0]
     assert loaded.weights_sha256 == sha256
 
