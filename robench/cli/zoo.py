@@ -40,6 +40,8 @@ def zoo(json: Annotated[bool, typer.Option("--json", help="Print JSON on stdout.
 def _show(baseline: "Baseline") -> None:
     """A baseline: what it is on one line, what to type below it, on lines of their own to be copied."""
     facts = [f"{baseline.input_size} pixels", f"{baseline.parameters:,} parameters", *filter(None, [baseline.licence])]
+    if baseline.status == "pickled":
+        facts.append("digest pinned" if baseline.sha256 else "no digest pinned (--sha256)")
     out.print(f"  {baseline.title}: {', '.join(facts)}", markup=False)
     named = [baseline.name] if baseline.status == "published" else baseline.commands
     for line in named if baseline.status != "bundled" else ():
