@@ -33,7 +33,7 @@ def reproduce(
         bool, typer.Option("--dry-run", help="Say what is missing and how long it takes; stop.")
     ] = False,
     page: Annotated[
-        Path | None, typer.Option(help="Put the report on this page, too, in place of an older one.")
+        Path | None, typer.Option(help="Put the report on this page, too, in place of an older one of its kind.")
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the plans, as without one.")] = False,
 ) -> None:
@@ -75,7 +75,7 @@ def reproduce(
     with writing(path):
         write_whole(path, text.encode())
     if page is not None:
-        place(text, page, chosen.name)
+        place(text, page, f"{chosen.name}{'-quick' * quick}")  # a trial does not replace the whole
     sys.stdout.write(text)
     err.print(f"Report: {path}", markup=False)
 

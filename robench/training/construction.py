@@ -74,6 +74,16 @@ def _network(recipe: Recipe) -> nn.Module:
         found = f"`{recipe.arguments}`, with which timm cannot build {recipe.architecture} ({summary})"
         expected = f"arguments of {recipe.architecture}"
         raise RecipeError(complaint(recipe.name, "arguments", found, expected)) from error
+    patches = getattr(network, "patch_embed", None)  # what holds timm's transformers to one size of image
+    wanted, size = getattr(patches, "img_size", None), recipe.data.size
+    if (
+        wanted is not None
+        and size is not None
+        and getattr(patches, "strict_img_size", False)
+        and wanted != (size, size)
+    ):
+        advice = "Correct it, or set `img_size` in `arguments`."
+        raise RecipeError(complaint(recipe.name, "data.size", size, f"{wanted[0]}, as the network has it", advice))
     return network
 
 

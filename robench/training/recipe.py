@@ -245,6 +245,8 @@ class Recipe(Table):
     def _consistent(self) -> "Recipe":
         self.part_size(processes=1)
         self._check_schedule()
+        if self.data.size is not None and self.data.test_resize is not None and self.data.test_resize < self.data.size:
+            raise self._wrong("data.test_resize", self.data.test_resize, f"at least `data.size`, {self.data.size}")
         if self.mixing is not None and self.mixing.mixup == self.mixing.cutmix == 0:
             raise self._wrong("mixing", "without effect", "`mixup` or `cutmix` above 0")
         photographs = self.data.source == "imagenet"

@@ -76,6 +76,9 @@ def test_a_plan_is_carried_out_reported_and_put_on_a_page(tmp_path: Path, monkey
     assert asked == [(["plain-s1", "taught-s1"], Path("reproduced/tiny-quick"), 3)]
     assert Path("reproduced/tiny-quick/report.md").read_text() == result.stdout
     assert result.stdout in page.read_text()
+    assert (
+        "<!-- robench reproduce tiny-quick: begin -->" in page.read_text()
+    )  # beside the whole report, if there is one
 
 
 def test_a_ladder_is_evaluated_and_drawn(tmp_path: Path) -> None:

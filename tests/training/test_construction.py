@@ -155,6 +155,18 @@ def test_a_model_that_cannot_be_built_is_named(changes: dict[str, Any], message:
         build_model(small.model_copy(update=changes))
 
 
+def test_a_network_for_another_size_is_named() -> None:
+    recipe = RECIPES["deit-s"]
+    smaller = recipe.model_copy(update={"data": recipe.data.model_copy(update={"size": 192})})
+    message = r"^deit-s: `data\.size` is 192; expected 224, as the network has it\. Correct it, or set `img_size` in"
+    with torch.device("meta"):
+        with pytest.raises(RecipeError, match=message):
+            build_model(smaller)
+        build_model(smaller.model_copy(update={"arguments": {**recipe.arguments, "img_size": 192}}))
+        convolutional = RECIPES["resnet50"]
+        build_model(convolutional.model_copy(update={"data": smaller.data}))
+
+
 def test_a_timm_architecture_needs_its_normalisation(small: Recipe) -> None:
     data = small.data.model_copy(update={"std": None})
     message = r"^tiny: `data` is incomplete; expected `mean` and `std`, which `test_vit` does not bring\.$"

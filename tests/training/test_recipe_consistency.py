@@ -42,6 +42,7 @@ def _load(folder: Path, *lines: str, extends: str = "deit-s") -> None:
             r"`mixing` is without effect; expected `mixup` or `cutmix` above",
         ),
         (['without = ["data.size"]'], r"`data\.size` is missing; expected a value for photographs\."),
+        (["data.test_resize = 200"], r"`data\.test_resize` is 200; expected at least `data\.size`, 224\."),
         (['without = ["data.std"]'], r"`data\.std` is missing; expected a value for photographs\."),
         (['without = ["augmentation"]'], r"`augmentation` is missing; expected a value for photographs\."),
         (
