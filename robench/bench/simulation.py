@@ -1,9 +1,9 @@
 """Workers that share runs, simulated event by event: failures, stragglers, claims, holding back.
 
 The rules are those of `robench.share` and `robench.sweep`, restated: a worker takes a run of its own, then helps
-where most is left for each worker; it claims shards in order while it has room, all examples in flight
-advance together, and what a failed worker had is claimed again when that is noticed. Not here: the formula
-that this checks (`robench.forecast`).
+where most is left for each worker; it claims shards in order while it has a small part of what is left, and beyond
+that while no other worker of the run has less before it; all examples in flight advance together, and what a failed
+worker had is claimed again when that is noticed. Not here: the formula that this checks (`robench.forecast`).
 """
 
 import heapq
@@ -50,6 +50,7 @@ class _Worker:
     flight: list[tuple[float, int]] = field(default_factory=list)
     """When each is done, by that clock, and which shard."""
     since: float = 0.0
+    """When the clock was set."""
     turn: int = 0
     """Events of an earlier turn are void."""
     ended: float = 0.0
@@ -133,6 +134,20 @@ class _Simulation:
         self.workers[place].since = self.now
         self._claim(place)
 
+    def _load(self, worker: _Worker) -> float:
+        """Work before it."""
+        if not worker.flight:
+            return 0.0
+        return sum(end - worker.clock for end, _ in worker.flight) - (self.now - worker.since) * worker.speed
+
+    def _holds_back(self, worker: _Worker, run: _Run) -> bool:
+        """Whether the next shard is left to others, as `Share.holds_back` has it."""
+        size, flying = run.work.shard_size, len(worker.flight) * run.work.shard_size
+        if not flying or run.workers == 1 or flying + size <= len(run.left) * size // (2 * run.workers):
+            return False
+        others = (self._load(each) for each in self.workers if each.run is run and each is not worker)
+        return self._load(worker) > min(others, default=0.0)
+
     def _claim(self, place: int) -> None:
         """Claim shards while there is room, and wait for the first that is done; without any, look for another run."""
         worker = self.workers[place]
@@ -140,11 +155,8 @@ class _Simulation:
         assert run is not None, "who claims has a run"
         size, slots = run.work.shard_size, run.work.slots
         while run.left:
-            flying = len(worker.flight) * size
-            room = slots
-            if run.workers > 1:
-                room = min(slots, max(3 * size // 2, (len(run.left) - 1) * size // (2 * run.workers)))
-            if flying and flying + size > room:
+            full = worker.flight and (len(worker.flight) + 1) * size > slots
+            if full or self._holds_back(worker, run):
                 break
             shard = run.left.popleft()
             heapq.heappush(worker.flight, (worker.clock + run.costs[shard], shard))
@@ -159,6 +171,7 @@ class _Simulation:
         worker = self.workers[place]
         assert worker.run is not None, "who is done has a run"
         worker.clock, _ = heapq.heappop(worker.flight)
+        worker.since = self.now
         worker.run.unfinished -= 1
         self._claim(place)
 
