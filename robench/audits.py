@@ -36,6 +36,10 @@ ZERO_GRADIENT = (
     "accuracy may be too high. Run a black-box protocol, too."
 )
 
+FEW_TARGETS = (
+    "Targeted stages aim at {targets} wrong classes in turn; the model has {classes} classes, so that they aim at all "
+    "other ones, and fewer passes are spent."
+)
 NO_START = (
     "Nothing that {attack} tried as a start fooled the model on some images: they count as robust without having been "
     "attacked. Run a protocol with another attack, too."

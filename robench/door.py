@@ -17,6 +17,7 @@ from robench.attacks.asking import stage_to_the_end
 from robench.attacks.drive import Stage
 from robench.attacks.interface import Attack, Examples
 from robench.attacks.whole import AnyStage, WholeAttack, WholeStage
+from robench.audits import FEW_TARGETS
 from robench.averaging import randomness_of
 from robench.budgets import BUDGETS, Ball, Budget, LinfBall, PatchArea
 from robench.classifier import DOOR_ROWS, FIX_THE_DRAWS, Classifier
@@ -260,6 +261,21 @@ def randomness_caveats(classifier: Classifier, batch: Tensor) -> list[str]:
     """What is remarkable about the random numbers of a model under a protocol for randomised ones."""
     found = {"none": [NOT_RANDOMISED], "seeded": [], "unseeded": [UNSEEDED]}
     return found[randomness_of(classifier, batch)]
+
+
+def target_caveats(stages: Sequence[AnyStage], classifier: Classifier, batch: Tensor, classes: int) -> list[str]:
+    """What is said where a model tells fewer wrong classes apart than targeted stages aim at.
+
+    Args:
+      stages: of the attack.
+      classifier, batch: the model, and its first images.
+      classes: how many the data have; only where these are too few is the model asked.
+    """
+    targets = max((getattr(stage.attack, "targets", 0) for stage in stages), default=0)
+    if targets < classes:
+        return []
+    told = classifier.logits(batch[:1].to(classifier.device)).shape[1]
+    return [FEW_TARGETS.format(targets=targets, classes=told)] if targets >= told else []
 
 
 def first_examples(source: Source, count: int, device: torch.device) -> tuple[Tensor, Tensor]:

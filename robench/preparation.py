@@ -30,6 +30,7 @@ from robench.door import (
     model_record,
     randomness_caveats,
     rehearse,
+    target_caveats,
     with_textures,
 )
 from robench.errors import DataError, ModelError, RobenchError, RunError, complaint
@@ -195,7 +196,9 @@ def prepared(request: Request, registered: Registered) -> Iterator[Prepared]:
         caveats += randomness_caveats(classifier, batch) if asked else []
         classes = source.classes or max(*source.labels, 1) + 1
         rehearse(stages, budget, size=(batch.shape[2], batch.shape[3]), classes=classes)
-        if options.engine == "reference":
+        if options.engine == "native":
+            caveats += target_caveats(stages, classifier, batch, classes)
+        else:
             classes = classifier.logits(batch[:1].to(classifier.device)).shape[1]
             check_model([stage.attack for stage in stages if isinstance(stage, Stage)], classifier, classes)
         with seeded(protocol.seed, classifier.device) if asked else nullcontext():

@@ -226,3 +226,15 @@ def test_nothing_of_an_odd_model_stays_for_the_next(tmp_path: Path, engine: Any)
         with pytest.raises((ValueError, ModelError), match="enough"):
             robench.evaluate(Odd(asked).eval(), protocol, data=data, run_dir=tmp_path / str(asked), options=options)
         assert state() == before, asked
+
+
+@pytest.mark.parametrize(("classes", "said"), [(4, True), (10, False)])
+def test_too_few_classes_for_all_targets_are_told(classes: int, said: bool, tmp_path: Path) -> None:
+    path = write_protocol(tmp_path, 'version = "lite"\nsteps = 2\ntargets = 9', '"apgd-ce", "apgd-t"')
+    net, images = small_net(classes=classes), random_images(4)
+    with torch.no_grad():
+        data = images, net(images).argmax(dim=1).numpy()
+    result = robench.evaluate(net, path, data=data, run_dir=tmp_path / "run", options=Options(name="small"))
+    few = audits.FEW_TARGETS.format(targets=9, classes=4)
+    assert (few in result.caveats) is said
+    assert result.counts.errored == 0
