@@ -32,7 +32,7 @@ from robench.errors import DataError, RunError, complaint
 from robench.halfway import Halfway, Survived
 from robench.outcome import Outcome
 from robench.progress import Progress, Silent, Watcher
-from robench.reading import Reading
+from robench.reading import ClaimedImages
 from robench.result import shares
 from robench.runs import Run, Shard
 from robench.share import Share
@@ -242,13 +242,17 @@ class Execution:
     def _examples(self, shards: Iterator[int], *, patient: bool) -> Generator[Example | None, None, None]:
         """Examples of these shards, read as the driver asks for them.
 
-        A patient driver is told None where the next shard is left to other processes for now.
+        A patient driver is told None where the next shard is left to other processes for now; for others only what is
+        read ahead is bounded.
         """
-        wait = self._holds_back if patient else None
-        reading = Reading(self.source, (self.run.plan.examples_of(shard) for shard in shards), wait)
-        with contextlib.closing(reading.images()) as images:
+
+        def wait(ahead: int) -> bool:
+            return (patient or ahead > 0) and self._holds_back(ahead)
+
+        claimed = ClaimedImages(self.source, (self.run.plan.examples_of(shard) for shard in shards), wait)
+        with contextlib.closing(claimed.images()) as images:
             for read in images:
-                self.load.ahead = reading.ahead
+                self.load.ahead = claimed.ahead
                 example = self._checked(*read) if read is not None else None
                 if example is not None:
                     self.load.in_flight += 1

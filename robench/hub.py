@@ -10,6 +10,8 @@ Not here: what the files mean (`zoo` for models, `data/hub.py` for images), and 
 import contextlib
 import hashlib
 import re
+import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -273,22 +275,22 @@ def _ask(address: Address, hub: Hub) -> tuple[Any, str | Literal[False]]:
 
 @contextlib.contextmanager
 def _little_patience() -> Iterator[None]:
-    """Downloads fail where the client would try for a minute: when the Hub puts them off, or nothing comes twice."""
-    asked: set[tuple[str, str]] = set()
+    """Downloads of this thread fail where the client would try on for a minute: put off, or without a byte for long."""
+    thread, asked = threading.get_ident(), dict[tuple[str, str], float]()
 
     def complain(response: Any) -> None:
-        if response.status_code in _PUT_OFF:
+        if threading.get_ident() == thread and response.status_code in _PUT_OFF:
             hf_raise_for_status(response)
 
-    def ask_once(request: Any) -> None:
-        if request.method == "GET":
-            where = str(request.url), request.headers.get("Range", "")  # what has come is not asked for again
-            if where in asked:
-                raise TimeoutError(f"nothing came in {constants.HF_HUB_DOWNLOAD_TIMEOUT} s")
-            asked.add(where)
+    def look_at_the_clock(request: Any) -> None:
+        if threading.get_ident() == thread and request.method == "GET":
+            now, rest = time.monotonic(), (str(request.url), request.headers.get("Range", ""))
+            waited = now - asked.setdefault(rest, now)  # 0 where something has come since: the rest is another
+            if waited >= constants.HF_HUB_DOWNLOAD_TIMEOUT:
+                raise TimeoutError(f"nothing came in {waited:.0f} s")
 
     hooks = get_session().event_hooks
-    added = {"request": ask_once, "response": complain}
+    added = {"request": look_at_the_clock, "response": complain}
     for kind, hook in added.items():
         hooks[kind].append(hook)
     try:

@@ -15,7 +15,7 @@ from robench.data.source import Ahead, Unreadable
 from robench.errors import DataError, complaint
 
 
-class Reading:
+class ClaimedImages:
     """The images of shards, one by one.
 
     Args:
@@ -27,9 +27,10 @@ class Reading:
 
     def __init__(self, source: Source, shards: Iterator[Iterable[int]], wait: Callable[[int], bool] | None) -> None:
         self._source, self._read = source, 0
+        self._reads_ahead = _reads_ahead(source)
         self._wait = wait or (lambda ahead: False)
-        warned = isinstance(source, Ahead)  # others draw for the image that is asked for, and must not be told None
-        self._positions = _Positions(shards, lambda: warned and self._wait(self.ahead))
+        # Only who reads ahead may be told None; others draw for the image that is asked for.
+        self._positions = _Positions(shards, lambda: self._reads_ahead and self._wait(self.ahead))
 
     @property
     def ahead(self) -> int:
@@ -69,9 +70,15 @@ class Reading:
         return DataError(complaint(self._source.name, "images", found, "one for each position asked for"))
 
     def _begin(self) -> Iterator[Tensor | Unreadable | None]:
-        if isinstance(self._source, Ahead):
-            return iter(self._source.images_ahead(self._positions))
+        if self._reads_ahead:
+            return iter(cast("Ahead", self._source).images_ahead(self._positions))
         return iter(self._source.images(cast("Iterable[int]", self._positions)))
+
+
+def _reads_ahead(source: Source) -> bool:
+    """Whether a source has `images_ahead`, and no `images` of a subclass that means something else."""
+    owner = next((each for each in type(source).__mro__ if "images" in vars(each)), None)
+    return owner is not None and "images_ahead" in vars(owner)
 
 
 class _End:

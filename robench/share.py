@@ -135,8 +135,8 @@ class Share:
 
     def part(self) -> int:
         """Shards that this worker may take at once where each costs the same: a small part of what is left."""
-        workers = self._workers()
-        return max(self._left // (2 * workers), 1) if workers > 1 else max(self._left, 1)
+        workers, left = self._workers(), self._left + 1  # with the one that a round begins with
+        return left if workers == 1 else max(left // (2 * workers), 1)
 
     def _workers(self) -> int:
         """Those that live, or are expected."""

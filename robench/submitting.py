@@ -125,7 +125,7 @@ def _contents(result: Result, submission: Submission, model: str) -> tuple[str, 
     if result.run_dir is None:
         raise SubmissionError(complaint("submit", "run", "without a folder", "a finished run"))
     if not MODEL_NAME.fullmatch(model):
-        expected = "letters, digits and `._-`, at most 100, a letter or digit at both ends"
+        expected = "letters, digits and `._-`, at most 100, a letter or digit at both ends, no `..`, `.lock` or `con`"
         raise SubmissionError(complaint("submit", "model", repr(model), expected, "Choose a name with `--model`."))
     contents = {name: (result.run_dir / name).read_bytes() for name in (RESULT, OUTCOMES)}
     return f"{FOLDER}/{model}/{result.protocol.exact_name}", contents | {TOML: submission.to_toml().encode()}

@@ -96,9 +96,9 @@ class Verdict(_Record):
     """How many of the robust ones were asked about."""
     fell: int = Field(ge=0, le=MOST)
     """How many of those were broken by more than `soft_margin`."""
-    flip_rate: float = Field(ge=0, le=FLIP_RATE, allow_inf_nan=False)
+    flip_rate: float = Field(ge=0, le=0.005, allow_inf_nan=False)
     """Share of them that may fall for an honest claim; whoever writes a verdict may not forgive more."""
-    soft_margin: float = Field(ge=0, le=SOFT_MARGIN, allow_inf_nan=False)
+    soft_margin: float = Field(ge=0, le=0.001, allow_inf_nan=False)
     merge_commit: Commit
     """That brought the claim in."""
     public_value: Line

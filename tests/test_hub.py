@@ -177,7 +177,7 @@ def test_a_download_that_stalls_goes_on_once_and_then_says_so(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DOWNLOAD_TIMEOUT", 1)
     server.faults["get"] = "stall"
     began = time.monotonic()
-    with pytest.raises(ModelError, match=r"`repository` is not to be had \(TimeoutError: nothing came in 1 s\); exp"):
+    with pytest.raises(ModelError, match=r"`repository` is not to be had \(TimeoutError: nothing came in \d s\); exp"):
         _fetched(place)
     assert time.monotonic() - began < 2 * LONGEST
     server.faults.clear()

@@ -14,10 +14,10 @@ from torch import Tensor
 from robench.data import Source
 from robench.data.decoding import FEW, Decoder, ImageFile
 from robench.data.files import FileExample, FileSource
-from robench.data.source import Ahead, Unreadable
+from robench.data.source import Unreadable
 from robench.data.trees import FolderTree
 from robench.errors import DataError
-from robench.reading import Reading
+from robench.reading import ClaimedImages
 
 SHARD, COUNT = 16, 160
 
@@ -64,7 +64,7 @@ def _number(image: Tensor | Unreadable) -> int:
 @pytest.mark.parametrize("workers", [0, 2])
 def test_no_more_is_claimed_than_is_granted_and_all_is_read_in_the_end(folder: Path, workers: int) -> None:
     claimed, pauses = Claimed(limit=48), 0
-    for each in Reading(_files(folder, workers), claimed.shards(), claimed.wait).images():
+    for each in ClaimedImages(_files(folder, workers), claimed.shards(), claimed.wait).images():
         assert len(claimed.drawn) * SHARD <= claimed.limit
         if each is None:  # all that was granted is read
             assert claimed.read == claimed.limit == len(claimed.drawn) * SHARD
@@ -82,7 +82,7 @@ def test_no_more_is_claimed_than_is_granted_and_all_is_read_in_the_end(folder: P
 
 def test_without_others_readers_draw_as_far_as_they_like(folder: Path) -> None:
     claimed = Claimed()
-    images = Reading(_files(folder, 1), claimed.shards(), None).images()
+    images = ClaimedImages(_files(folder, 1), claimed.shards(), None).images()
     next(images)
     assert len(claimed.drawn) * SHARD >= FEW
     assert [each for each in images if each is None] == []
@@ -102,9 +102,8 @@ def test_who_cannot_be_warned_is_asked_for_image_by_image(folder: Path) -> None:
 
     source = Plain(_files(folder, 0))
     assert isinstance(source, Source)
-    assert not isinstance(source, Ahead)
     claimed = Claimed(limit=32)
-    for each in itertools.islice(Reading(source, claimed.shards(), claimed.wait).images(), 40):
+    for each in itertools.islice(ClaimedImages(source, claimed.shards(), claimed.wait).images(), 40):
         claimed.read += each is not None
     assert (claimed.read, claimed.drawn) == (32, [0, 1])
 
@@ -130,7 +129,7 @@ def test_a_source_with_another_number_of_images_is_found(
 
     files = _files(folder, 0)
     source = Wrong(files.name, files.tree, files.examples, files.class_names, files.decoder)
-    reading = Reading(source, Claimed().shards(), (lambda ahead: False) if told else None)
+    reading = ClaimedImages(source, Claimed().shards(), (lambda ahead: False) if told else None)
     with pytest.raises(DataError, match=rf"^pictures: `images` is {found}; expected one for each position asked for"):
         list(reading.images())
 
@@ -144,3 +143,27 @@ def test_pauses_keep_their_place_among_images(folder: Path, workers: int) -> Non
     found = list(Decoder(None, 8, workers).images_ahead([*asked, None]))
     assert [image is None for image in found] == [file is None for file in [*asked, None]]
     assert [_number(image) for image in found if image is not None] == list(range(COUNT))
+
+
+def test_images_of_a_subclass_are_those_that_are_read(folder: Path) -> None:
+    class Dark(FileSource):
+        def images(self, positions: Iterable[int]) -> Iterator[Tensor | Unreadable]:
+            return (0 * image for image in super().images(positions) if isinstance(image, Tensor))
+
+    files = _files(folder, 0)
+    source = Dark(files.name, files.tree, files.examples, files.class_names, files.decoder)
+    read = [
+        each for each in ClaimedImages(source, Claimed().shards(), lambda ahead: False).images() if each is not None
+    ]
+    assert [_number(image) for _, image in read] == [0] * COUNT
+
+
+def test_few_files_before_a_pause_start_no_process(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none(*_: object, **__: object) -> None:
+        raise AssertionError("a process is started")
+
+    monkeypatch.setattr("robench.data.decoding.batches_in_workers", none)
+    files = [ImageFile(f"{number}", folder / f"{number:03d}.png") for number in range(FEW)]
+    asked = [*files[:40], None, *files[40:], None]
+    found = list(Decoder(None, 8, 4).images_ahead(asked))
+    assert [None if image is None else _number(image) for image in found] == [*range(40), None, *range(40, FEW), None]

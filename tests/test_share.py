@@ -101,9 +101,9 @@ def test_what_costs_the_same_is_taken_in_small_parts_of_what_is_left(run: Run) -
     with working(run) as one:
         mine = Share(run, one)
         shards = next(mine.rounds(lambda left: None))
-        assert mine.part() == 19
+        assert mine.part() == 20
         with working(run):
-            assert mine.part() == 19 // 4
+            assert mine.part() == 20 // 4
             assert [next(shards) for _ in range(18)] == list(range(18))
             assert mine.part() == 1
 

@@ -155,6 +155,9 @@ class Files(ArraySource):
             pixels = (self.bytes_of(position) * 255).round().byte().permute(1, 2, 0)
             Image.fromarray(pixels.numpy()).save(self.folder / f"{position}.png")
 
+    def images(self, positions: Iterable[int]) -> Any:
+        return (image for image in self.images_ahead(positions) if image is not None)
+
     def images_ahead(self, positions: Iterable[int | None]) -> Iterator[torch.Tensor | Unreadable | None]:
         files = (None if at is None else ImageFile(f"{at}", self.folder / f"{at}.png") for at in positions)
         return self.decoder.images_ahead(files)

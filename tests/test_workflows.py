@@ -180,6 +180,11 @@ def test_the_oldest_supported_python_is_tested() -> None:
             ["PATCH repos/o/r/issues/comments/99", "<!-- robench -->", "This pull request has no submission"],
         ),
         ("", "", ["POST repos/o/r/issues/7/comments", "<!-- robench -->", "This pull request could not be checked"]),
+        (
+            "broken",
+            "99",
+            ["PATCH repos/o/r/issues/comments/99", "<!-- robench -->", "This pull request could not be ch"],
+        ),
     ],
 )
 def test_the_comment_never_says_what_held_before(report: str, old: str, expected: list[str], tmp_path: Path) -> None:
@@ -187,7 +192,7 @@ def test_the_comment_never_says_what_held_before(report: str, old: str, expected
     steps = _steps(ROOT / ".github" / "workflows" / "comment.yml")
     script = next(step["run"] for step in steps if "robench comment" in step.get("run", ""))
     tools = {
-        "robench": 'grep -q nothing "$2" || printf "<!-- robench -->\\nfound\\n"',
+        "robench": '! grep -q broken "$2" || exit 2; grep -q nothing "$2" || printf "<!-- robench -->\\nfound\\n"',
         "gh": f"""case "$*" in
   *pulls*) echo 7;;
   *--paginate*) echo {old};;

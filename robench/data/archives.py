@@ -6,6 +6,7 @@ compressed tar cannot be read in any order: it is unpacked once, into a tar in r
 Not here: what the members are (`trees` and the data sets).
 """
 
+import errno
 import gzip
 import hashlib
 import os
@@ -16,6 +17,7 @@ import zlib
 from array import array
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -24,6 +26,11 @@ from typing import Protocol
 from robench.data.locations import cached
 from robench.data.writing import written_whole
 from robench.errors import DataError, complaint
+
+try:
+    import fcntl
+except ImportError:  # Windows has no flock; there, each process unpacks for itself
+    fcntl = None  # type: ignore[assignment]
 
 SUFFIXES = (".tar", ".tar.gz", ".tgz", ".zip")
 PUBLISHED_MD5 = {
@@ -149,22 +156,42 @@ class Archive:
 
 def _unpacked(path: Path) -> Path:
     """The tar inside a compressed one, in the cache; unpacked unless that has it for this file as it is now."""
-    now = path.stat()
-    state = hashlib.sha256(f"{path.resolve()}|{now.st_size}|{now.st_mtime_ns}".encode(errors="surrogateescape"))
-    plain = cached("unpacked") / f"{path.name.split('.')[0][:100]}-{state.hexdigest()[:16]}.tar"
+    now, name = path.stat(), f"{path.name.split('.')[0][:100]}-{_short(str(path.resolve()))}"
+    plain = cached("unpacked") / f"{name}-{_short(f'{now.st_size} {now.st_mtime_ns}')}.tar"
     if plain.exists():
         return plain
-    try:
-        plain.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(plain) as temporary, gzip.open(path) as packed, temporary.open("wb") as file:
-            shutil.copyfileobj(packed, file, 1 << 20)
-    except OSError as error:
-        if error.errno is None:  # what gzip raises where a file is damaged
-            raise
-        found = f"not to be unpacked to {plain} ({error.strerror})"
-        advice = "Make room, name another cache with XDG_CACHE_HOME, or unpack it yourself."
-        raise DataError(complaint(str(path), "archive", found, "room for the tar inside", advice)) from error
+    with gzip.open(path) as packed:
+        try:
+            plain.parent.mkdir(parents=True, exist_ok=True)
+            with _locked(plain.with_name(f"{name}.lock")):
+                if not plain.exists():  # another process was faster
+                    for old in [*plain.parent.glob(f"{name}-*.tar"), *plain.parent.glob(f".{name}-*.tmp")]:
+                        old.unlink(missing_ok=True)  # of this archive as it was, or of a process that was killed
+                    with written_whole(plain) as temporary, temporary.open("wb") as file:
+                        shutil.copyfileobj(packed, file, 1 << 20)
+        except OSError as error:
+            if error.errno is None:  # what gzip raises where a file is damaged
+                raise
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            found, expected = f"not to be unpacked to {plain} ({error.strerror})", "a folder that can be written"
+            advice = "Name another cache with XDG_CACHE_HOME, or unpack it yourself."
+            expected = "room for the tar inside" if full else expected
+            raise DataError(complaint(str(path), "archive", found, expected, advice)) from error
     return plain
+
+
+def _short(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:12]
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time, where files can be locked."""
+    with path.open("w") as file:
+        if fcntl is not None:
+            with suppress(OSError):  # a file system without locks: each process unpacks for itself
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def is_archive(path: Path) -> bool:

@@ -104,12 +104,18 @@ class Decoder:
         """The bytes, in memory that may be written again as soon as the next are asked for."""
         workers = default_workers() if self.workers is None else self.workers
         drawn = iter(files)
-        first = list(itertools.islice(drawn, FEW if workers else 0))
+        first: list[ImageFile] = []
+        while not workers or len(first) < FEW:
+            file = next(drawn, _END)
+            if isinstance(file, ImageFile) and workers:
+                first.append(file)
+                continue
+            yield from map(self.decode, first)  # too few to start workers for
+            first = []
+            if isinstance(file, _End):
+                return
+            yield None if file is None else self.decode(file)
         every = itertools.chain(first, drawn)
-        if len(first) < FEW:
-            for file in every:
-                yield None if file is None else self.decode(file)
-            return
         numbers = itertools.count()
         keys = (None if file is None else (next(numbers), file) for file in every)
         shared = _Shared(self, (_AHEAD * workers + 1) * _BATCH)
@@ -131,6 +137,13 @@ class Decoder:
             return read_pixels(file.path, resize=resize, crop=crop, name=file.name, exact=exact)
         except DataError as error:
             return Unreadable(str(error))
+
+
+class _End:
+    """Stands behind the last file."""
+
+
+_END = _End()
 
 
 class _Shared(Dataset[_Decoded | int]):

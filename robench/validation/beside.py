@@ -47,8 +47,9 @@ def check_beside(
         return
     claim = _About(result_sha256, protocol, said)
     known: dict[str, Refutation] = {}
+    left = MOST_VALUES
     for file, content in contents[refutation.FOLDER].items():
-        yield from _refutation(file, content, claim, known)
+        left -= yield from _refutation(file, content, claim, known, left)
     for file, content in contents[verification.FOLDER].items():
         yield from _verdict(file, content, claim, known)
 
@@ -62,22 +63,28 @@ class _About:
     called: Called
 
 
-def _refutation(file: str, content: bytes, claim: _About, known: dict[str, Refutation]) -> Iterator[Finding]:
-    """It is about this claim, about examples that are called robust, and inside the budget."""
+def _refutation(
+    file: str, content: bytes, claim: _About, known: dict[str, Refutation], left: int
+) -> Generator[Finding, None, int]:
+    """It is about this claim, about examples that are called robust, and inside the budget.
+
+    Returns:
+      How many values it has, of those that are `left` for all of them.
+    """
     try:
         read = read_refutation(content, where=file)
     except SubmissionError as error:
         yield Finding("RB901", file, "", shown(str(error), 160), "a robench.refutation/1")
-        return
+        return 0
     if read.result_sha256 != claim.result_sha256:
         yield Finding("RB902", file, "/result_sha256", read.result_sha256, claim.result_sha256)
-        return
+        return 0
     known[hashlib.sha256(content).hexdigest()] = read
-    values = sum(image.values for each in known.values() for image in each.images)
-    if values > MOST_VALUES:
+    values = sum(image.values for image in read.images)
+    if values > left:
         expected = f"at most {MOST_VALUES:,} in all refutations of a claim"
-        yield Finding("RB105", file, "/images", f"{values:,} values", expected)
-        return
+        yield Finding("RB105", file, "/images", f"{MOST_VALUES - left + values:,} values", expected)
+        return 0
     open_to_it, side = set(claim.called.robust), claim.protocol.data.crop
     for index, image in enumerate(read.images):
         if math.prod(image.shape) > 3 * side**2:
@@ -98,6 +105,7 @@ def _refutation(file: str, content: bytes, claim: _About, known: dict[str, Refut
         if found is not None:
             key = "steps" if isinstance(image, Change) else "squares"
             yield Finding("RB907", file, f"/images/{index}/{key}", found, expected)
+    return values
 
 
 def _verdict(file: str, content: bytes, claim: _About, known: Mapping[str, Refutation]) -> Iterator[Finding]:

@@ -92,6 +92,9 @@ def check_loader(place: Place, submission: Submission, result: Result) -> Iterat
         if kind in named and kind not in measured:
             found = f"{shown(result.model.reference or 'a callable')} by {shown(result.model.loader)}"
             yield Finding("RB702", where, f"/loader/{kind}", named[kind], f"a loader of {found}, as result.json says")
+    if "hub" in named and "hub" not in measured and "weights_sha256" not in named:
+        expected = f"{measured.get('weights_sha256', 'the digest of the file')}, as nothing else says which weights"
+        yield Finding("RB701", where, "/loader/weights_sha256", "none", expected)
     for key, expected in measured.items():
         stated = named.get(key)
         if key == "weights_sha256":

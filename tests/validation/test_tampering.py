@@ -417,3 +417,17 @@ def test_a_table_that_no_look_gives_is_caught(name: str, tmp_path: Path) -> None
     assert set(codes(place, rules)) - {"RB401"} >= expected
     if "RB405" not in expected:
         assert "RB401" not in codes(place, rules)
+
+
+def test_weights_of_ones_own_on_the_hub_need_their_digest(tmp_path: Path) -> None:
+    """The result knows no repository: any name would do."""
+    place = claim(tmp_path, rules=RULES)
+    edit_json(place.folder / RESULT, lambda r: r["model"].update(loader="local weights in robench.zoo:ToyNet"))
+    path = place.folder / TOML
+    head, _, loader = path.read_text().partition("[loader]")
+    digest = next(line for line in loader.splitlines() if line.startswith("weights_sha256"))
+    hub = f'{head}[loader]\nhub = "some/repo"\nrevision = "{"c" * 40}"\n'
+    path.write_text(hub)
+    assert set(codes(place)) == {"RB701"}
+    path.write_text(f"{hub}{digest}\n")
+    assert codes(place) == {}

@@ -50,7 +50,7 @@ SHIFTS = {
     "imagenet-a": Shift("imagenet-a"),
     "imagenet-r": Shift("imagenet-r"),
     "imagenet-sketch": Shift(),
-    "imagenet-v2": Shift(numbered=True, others=r"threshold-?0\.7|top-?images"),
+    "imagenet-v2": Shift(numbered=True, others=r"threshold[-_]?0\.7|top[-_]?images"),
     "stylized-imagenet": Shift(),
 }
 
@@ -80,7 +80,8 @@ def open_shift(name: str, root: Path, decoder: Decoder, *, limit: int | None = N
     what = "numbered 0 to 999" if shift.numbered else "named by wnid (such as n01440764)"
     expected = f"the images of {name}, in sub-folders {what}"
     tree, folders = descend(open_tree(root, expected), lambda folder: _label(folder, shift) is not None)
-    other = next((part for part in tree.root.parts[-3:] if shift.others and re.search(shift.others, part)), None)
+    entered = tree.root.parts[len(root.parts) - 1 :]  # what was named, and what lies below
+    other = next((part for part in entered if shift.others and re.search(shift.others, part, re.IGNORECASE)), None)
     if other is not None:
         raise DataError(complaint(str(root), "data", f"another version of the set, `{other}`", expected))
     if not folders:
