@@ -118,6 +118,7 @@ COMPUTE = {
     "attacks",
     "data",
     "zoo",
+    "reading",
 }
 BOTH_WINGS = {"errors", "environment", "heap"}
 KNOWS_BOTH = {
