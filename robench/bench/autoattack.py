@@ -25,15 +25,39 @@ from robench.protocol import fraction
 
 @dataclass(frozen=True)
 class _StageRun:
-    """A stage of ours: what it left, what it cost, and what its passes would cost bare."""
+    """A stage of either side: what it left, what it cost, and what ours would cost bare."""
 
     name: str
     robust: Tensor
     seconds: float
-    bare: float
     gradients: int
     labels: int
-    confirmations: int
+    bare: float = 0.0
+
+
+class _Counted(nn.Module):
+    """A model whose passes are counted: rows of images that it is shown, and those with a gradient."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.passes = module, Passes()
+        self.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.passes.forward += len(images)
+        shown = images.view_as(images)
+        if shown.requires_grad:
+            shown.register_hook(self._count)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        logits: Tensor = self.module(shown)
+        return logits
+
+    def _count(self, gradient: Tensor) -> None:
+        self.passes.backward += len(gradient)
+
+    def taken(self) -> tuple[int, int]:
+        """Passes with gradient and without since the last time."""
+        passes, self.passes = self.passes, Passes()
+        return passes.backward, passes.forward - passes.backward
 
 
 def measure_autoattack(settings: Settings) -> Measurement:
@@ -44,7 +68,7 @@ def measure_autoattack(settings: Settings) -> Measurement:
     stages = AutoAttack().stages()
     size = best_size(Classifier(model), images)
     ours: list[list[_StageRun]] = []
-    theirs: list[list[tuple[str, Tensor, float]]] = []
+    theirs: list[list[_StageRun]] = []
     overheads = []
     for seed in range(settings.repeats):
         began = time.perf_counter()
@@ -56,8 +80,8 @@ def measure_autoattack(settings: Settings) -> Measurement:
         watch.time("ours", copying + driving)
         overheads.append(driving / sum(run.bare for run in runs))
         theirs.append(_theirs(stages, model, images, labels, budget, seed, size))
-        watch.time("reference", sum(seconds for _, _, seconds in theirs[-1]))
-    robust = [[runs[-1].robust for runs in ours], [runs[-1][1] for runs in theirs]]
+        watch.time("reference", sum(run.seconds for run in theirs[-1]))
+    robust = [[runs[-1].robust for runs in each] for each in (ours, theirs)]
     shares = [float(torch.stack(each).double().mean()) for each in robust]
     differ = [int((one != other).sum()) for one, other in zip(*robust, strict=True)]
     return Measurement(
@@ -107,7 +131,7 @@ def _ours(
         lookups = faster.passes.forward - gradients
         before, now = now, pace(faster, own, images)
         bare = mean_pace(before, now).seconds(gradients, lookups, confirmations)
-        runs.append(_StageRun(stage.name, robust.clone(), seconds, bare, gradients, lookups, confirmations))
+        runs.append(_StageRun(stage.name, robust.clone(), seconds, gradients, lookups, bare))
     return runs
 
 
@@ -119,35 +143,37 @@ def _theirs(
     budget: Ball,
     seed: int,
     size: int,
-) -> list[tuple[str, Tensor, float]]:
-    found = []
+) -> list[_StageRun]:
+    found, counted = [], _Counted(model)
     began = time.perf_counter()
-    for verdict in attack_by_reference(stages, model, images, labels, budget=budget, seed=seed, batch_size=size):
+    for verdict in attack_by_reference(stages, counted, images, labels, budget=budget, seed=seed, batch_size=size):
         now = time.perf_counter()
-        found.append((verdict.stage, verdict.robust.clone(), now - began))
-        began = now
+        found.append(_StageRun(verdict.stage, verdict.robust.clone(), now - began, *counted.taken()))
+        began = time.perf_counter()
     model.zero_grad()  # FAB's reference leaves gradients in the parameters
     return found
 
 
-def _table(ours: list[list[_StageRun]], theirs: list[list[tuple[str, Tensor, float]]]) -> list[dict[str, Any]]:
+def _table(ours: list[list[_StageRun]], theirs: list[list[_StageRun]]) -> list[dict[str, Any]]:
     """Means over the repeats, stage by stage."""
     table = []
-    for index, first in enumerate(ours[0]):
-        mine, other = [runs[index] for runs in ours], [runs[index] for runs in theirs if index < len(runs)]
-        line: dict[str, Any] = {"stage": first.name}
+    for mine, other in zip(zip(*ours, strict=True), zip(*theirs, strict=True), strict=True):
+        line: dict[str, Any] = {"stage": mine[0].name}
         line["ours_survivors"] = _mean([int(run.robust.sum()) for run in mine])
-        line["theirs_survivors"] = _mean([int(robust.sum()) for _, robust, _ in other])
+        line["theirs_survivors"] = _mean([int(run.robust.sum()) for run in other])
+        pairs = zip(mine, other, strict=True)
+        line["verdicts_differ"] = _mean([int((run.robust != peer.robust).sum()) for run, peer in pairs])
         line["ours_seconds"] = _mean([run.seconds for run in mine])
-        line["theirs_seconds"] = _mean([seconds for _, _, seconds in other])
+        line["theirs_seconds"] = _mean([run.seconds for run in other])
         bare = sum(run.bare for run in mine)
         line["ratio"] = line["theirs_seconds"] / line["ours_seconds"] if bare else None  # None: nothing came so far
         line["overhead"] = sum(run.seconds for run in mine) / bare if bare else None
-        line["gradient_passes"] = sum(run.gradients for run in mine) / len(mine)
-        line["label_passes"] = sum(run.labels for run in mine) / len(mine)
+        for side, runs in (("ours", mine), ("theirs", other)):
+            line[f"{side}_gradient_passes"] = _mean([run.gradients for run in runs])
+            line[f"{side}_label_passes"] = _mean([run.labels for run in runs])
         table.append(line)
     return table
 
 
 def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0  # the reference leaves out a stage to which nothing comes
+    return sum(values) / len(values)

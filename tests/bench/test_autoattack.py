@@ -16,8 +16,14 @@ def test_every_stage_stands_beside_the_references(monkeypatch: pytest.MonkeyPatc
     survivors = [line["ours_survivors"] for line in table]
     assert survivors == sorted(survivors, reverse=True)
     assert survivors[-1] == 24 * found.ours_robust
-    assert table[0]["gradient_passes"] >= 6 * survivors[0]
-    assert table[3]["label_passes"] >= 21 * survivors[3]
+    assert table[0]["ours_gradient_passes"] >= 6 * survivors[0]
+    assert table[3]["ours_label_passes"] >= 21 * survivors[3]
+    assert table[0]["theirs_gradient_passes"] >= 6 * table[0]["theirs_survivors"]
+    assert table[3]["theirs_label_passes"] >= 20 * table[3]["theirs_survivors"]
+    assert table[2]["theirs_gradient_passes"] > 0, "FAB asks for gradients in its own way"
+    assert table[-1]["verdicts_differ"] == found.verdicts_differ
+    for line in table:
+        assert line["verdicts_differ"] >= abs(line["ours_survivors"] - line["theirs_survivors"])
     assert sum(line["theirs_seconds"] for line in table) == pytest.approx(found.theirs_seconds, rel=0.05)
 
 
