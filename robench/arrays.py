@@ -28,6 +28,25 @@ def put(record: R, rows: Tensor, other: R) -> R:
     return _combine([record, other], lambda parts: parts[0].index_copy(0, rows, parts[1]))
 
 
+def place(record: R, rows: Tensor, other: R) -> R:
+    """What `put` gives, written into the memory of `record`, which must not be used any more.
+
+    To write a few rows costs less than to copy all of them. Tensors are copied where writing would show elsewhere:
+    those that share their memory with a tensor written before, or repeat one row, or were made in inference mode.
+    """
+    written: set[int] = set()
+
+    def change(parts: list[Tensor]) -> Tensor:
+        old, new = parts
+        memory = old.untyped_storage().data_ptr()
+        if memory in written or 0 in old.stride() or old.is_inference():
+            return old.index_copy(0, rows, new)
+        written.add(memory)
+        return old.index_copy_(0, rows, new)
+
+    return _combine([record, other], change)
+
+
 def join(records: list[R]) -> R:
     """Records of one type, one after the other along the first axis."""
     return _combine(records, torch.cat)

@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.arrays import batch_of, join, pad_rows, put, state_digest, take
+from robench.arrays import batch_of, join, pad_rows, place, put, state_digest, take
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,32 @@ def test_take_put_and_join_reach_nested_tensors_and_keep_the_rest() -> None:
     assert filled.inner.values.tolist() == [1, 9, 3]
     assert record.inner.values.tolist() == [1, 2, 3]
     assert join([record, taken]).numbers.tolist() == [10, 20, 30, 30, 10]
+
+
+def test_place_gives_what_put_gives_in_the_memory_that_is_there() -> None:
+    record, newcomer, rows = _record([1, 2, 3]), _record([9]), torch.tensor([1])
+    expected, memory = put(record, rows, newcomer), record.numbers.data_ptr()
+    placed = place(record, rows, newcomer)
+    assert torch.equal(placed.inner.values, expected.inner.values)
+    assert torch.equal(placed.numbers, expected.numbers)
+    assert placed.numbers.data_ptr() == memory
+
+
+def test_place_copies_where_writing_would_show_elsewhere() -> None:
+    shared, rows = torch.tensor([1, 2, 3]), torch.tensor([1])
+    newcomer = Outer(Inner(torch.tensor([8])), torch.tensor([9]), "kept")
+    placed = place(Outer(Inner(shared), shared, "kept"), rows, newcomer)
+    assert placed.inner.values.tolist() == [1, 8, 3]
+    assert placed.numbers.tolist() == [1, 9, 3]
+    one_row = torch.tensor([5])
+    placed = place(Outer(Inner(one_row.expand(3)), torch.tensor([1, 2, 3]), "kept"), rows, newcomer)
+    assert placed.inner.values.tolist() == [5, 8, 5]
+    assert one_row.tolist() == [5]
+    with torch.inference_mode():
+        sealed = torch.tensor([1, 2, 3])
+    placed = place(Outer(Inner(sealed), torch.tensor([1, 2, 3]), "kept"), rows, newcomer)
+    assert placed.inner.values.tolist() == [1, 8, 3]
+    assert sealed.tolist() == [1, 2, 3]
 
 
 def test_a_batch_of_bytes_is_what_torch_makes_of_them() -> None:

@@ -199,10 +199,10 @@ class _Driver:
         pool = self.pools[depth]
         # Slots that no example needs only fill small batches up: where each asks for many images, none are kept.
         fewest = self.classifier.minimum_rows
-        pool.fill(pool.capacity(self.slots), fewest if pool.rows_a_slot < fewest else 1)
-        query = pool.stage.attack.ask(pool.slots.state)
-        pool.rows_a_slot = max(len(query.rows) // len(pool.records), 1)
         try:
+            pool.fill(pool.capacity(self.slots), fewest if pool.rows_a_slot < fewest else 1)
+            query = pool.stage.attack.ask(pool.slots.state)
+            pool.rows_a_slot = max(len(query.rows) // len(pool.records), 1)
             answer, adversarial = self._look(pool, query)
             state = pool.stage.attack.tell(pool.slots.state, answer)
             margins = self._margins(pool, query, answer)
@@ -283,17 +283,24 @@ class _Driver:
             )
 
     def _judge(self, pool: Pool, query: Query, logits: Tensor, steepest: Tensor | None, fooled: set[int]) -> set[int]:
-        """Which slots were fooled; a slot whose logits or gradient are no numbers is errored instead."""
+        """Which slots were fooled; a slot whose logits or gradient are no numbers is errored instead.
+
+        An image that fooled counts whatever its gradient, but no step can be taken from there.
+        """
         total = logits.sum(dim=1, dtype=torch.float64)  # in which large finite logits do not add up to infinity
         for what, values in (("logits", total), ("gradient", steepest)):
             broken = ~values.isfinite() if values is not None else torch.zeros(0)
             for row in broken.nonzero()[:, 0].tolist():
                 slot = int(query.rows[row])
                 record = pool.records[slot]
-                if record is not None and not (what == "gradient" and slot in fooled):
-                    verb = "are" if what == "logits" else "is"
-                    step, name = int(query.step[row]), pool.stage.attack.name
-                    record.error = record.error or f"the {what} {verb} not finite at step {step} of {name}"
+                if record is None:
+                    continue
+                verb = "are" if what == "logits" else "is"
+                reason = f"the {what} {verb} not finite at step {int(query.step[row])} of {pool.stage.attack.name}"
+                if what == "gradient" and slot in fooled:
+                    record.stuck = record.stuck or reason
+                else:
+                    record.error = record.error or reason
                     fooled.discard(slot)
         return fooled
 
@@ -332,6 +339,8 @@ class _Driver:
                 if ends:
                     pool.records[slot] = None
                     continue
+                if not done[slot]:
+                    record.error = record.error or record.stuck
             if record.error or done[slot]:
                 record.done = True
                 record.attacked_margin = 0.0 if record.error else float(pool.slots.margin[slot])
@@ -377,6 +386,9 @@ class _Driver:
                 self._pass_on(record, claim.depth)
             elif bool(claim.parked.state.done[0]):
                 record.done, record.attacked_margin = True, float(claim.parked.margin[0])
+                self._pass_on(record, claim.depth)
+            elif record.stuck:
+                record.error, record.done, record.attacked_margin = record.stuck, True, 0.0
                 self._pass_on(record, claim.depth)
             else:
                 pool.waiting.appendleft((record, claim.parked))

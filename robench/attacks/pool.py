@@ -5,12 +5,13 @@ Not here: when a pool runs, and what becomes of its answers (`drive.py`).
 
 from collections import deque
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from robench.arrays import batch_of, join, put, take
+from robench.arrays import batch_of, join, place, take
 from robench.attacks.interface import Attack, Examples, SearchingAttack
 from robench.attacks.record import Record
 from robench.budgets import Budget
@@ -99,12 +100,14 @@ class Pool:
         """
         free = [slot for slot, record in enumerate(self.records) if record is None]
         free += range(len(self.records), min(capacity, len(self.records) + len(self.waiting)))
-        newcomers = [self.waiting.popleft() for _ in range(min(len(free), len(self.waiting)))]
+        newcomers = list(islice(self.waiting, len(free)))
         if newcomers:
             back = [(record, parked) for record, parked in newcomers if parked is not None]
             fresh = [record for record, parked in newcomers if parked is None]
             incoming = [parked for _, parked in back] + ([self._fresh(fresh)] if fresh else [])
-            self._seat(free[: len(newcomers)], [record for record, _ in back] + fresh, join(incoming))
+            self._seat(free[: len(newcomers)], [record for record, _ in back] + fresh, _joined(incoming))
+            for _ in newcomers:  # only now: where memory runs out, they still wait
+                self.waiting.popleft()
         busy = [slot for slot, record in enumerate(self.records) if record is not None]
         half = max(len(self.records) // 2, least) if least > 1 else len(busy)
         if len(busy) <= half < len(self.records):
@@ -130,7 +133,8 @@ class Pool:
         old = [row for row, slot in enumerate(seats) if slot < present]
         new = [row for row, slot in enumerate(seats) if slot >= present]
         if old:
-            self.slots = put(self.slots, self._rows([seats[row] for row in old]), take(incoming, self._rows(old)))
+            newcomers = take(incoming, self._rows(old)) if new else incoming
+            self.slots = place(self.slots, self._rows([seats[row] for row in old]), newcomers)
         if new:
             added = take(incoming, self._rows(new))
             self.slots = added if self._slots is None else join([self._slots, added])
@@ -155,3 +159,7 @@ class Pool:
 
     def _rows(self, slots: list[int]) -> Tensor:
         return torch.tensor(slots, dtype=torch.int64, device=self._device)
+
+
+def _joined(slots: list[Slots]) -> Slots:
+    return join(slots) if len(slots) > 1 else slots[0]

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast
 from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
@@ -282,6 +283,7 @@ class Training:
     def _watch(self, batches: Batches) -> dict[str, float]:
         """Accuracy on validation images, clean and, for adversarial recipes, attacked."""
         model = self.shown_model.eval()
+        broadcast(list(model.buffers()))  # batch-norm of each process has its own; those of the first are exported
         counts = torch.tensor(count_right(model, batches.validation(self.share)), device=self.share.device)
         right, total = self.accelerator.reduce(counts, "sum").tolist()
         measured = {"clean": round(right / total, 4)}

@@ -330,6 +330,52 @@ def test_the_users_own_model_may_be_the_one_whose_answer_is_no_number() -> None:
     assert {outcome.index for outcome in errors} == {index for index in fallen if index % 3 == 0} != set()
 
 
+@pytest.mark.parametrize("read_off", [None, frozenset({1, 3})])
+def test_a_step_cannot_be_taken_from_a_broken_gradient_though_the_image_there_fooled(
+    read_off: frozenset[int] | None,
+) -> None:
+    """The image at step 1 fools the model that is attacked and has no gradient; the user's own may deny it."""
+    net, _, source = _brittle_scene(0.0)
+    stage = Stage(PGD(step_size=0.02, steps=3), read_off)
+    plain = {o.index: o for o in drive([Stage(stage.attack)], Classifier(net), source, budget=LinfBall(0.02))}
+    broken = _NoSlopeWhereFooled(net, source).eval()
+    confirm = Classifier(_Stubborn(net, source).eval()) if read_off is None else Classifier(net)
+    finished = list(drive([stage], Classifier(broken), source, budget=LinfBall(0.02), confirm=confirm))
+    first = {index: outcome.fooled_at[0] for index, outcome in plain.items() if outcome.fooled_at}
+    early = {index: f"the gradient is not finite at step {step} of pgd" for index, step in first.items() if step < 3}
+    assert 0 < len(early) < len(source)
+    assert {outcome.index: outcome.error for outcome in finished if outcome.error} == early
+
+
+class _NoSlopeWhereFooled(nn.Module):
+    """A model whose gradient is NaN at images that it takes for another class than their label."""
+
+    def __init__(self, net: nn.Module, source: list[Example]) -> None:
+        super().__init__()
+        self.net, self.clean = net, torch.stack([example.image for example in source])
+        self.labels = torch.tensor([example.label for example in source])
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.net(images)
+        nearest = (images.detach()[:, None] - self.clean[None]).flatten(2).abs().amax(dim=2).argmin(dim=1)
+        fooled = logits.argmax(dim=1) != self.labels[nearest]
+        if logits.requires_grad and bool(fooled.any()):
+
+            def hook(slope: Tensor) -> Tensor:
+                return torch.where(fooled[:, None], torch.nan, slope)
+
+            logits.register_hook(hook)  # type: ignore[no-untyped-call]  # torch leaves it untyped
+        return logits
+
+
+class _Stubborn(_NoSlopeWhereFooled):
+    """A model that is never fooled."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        nearest = (images.detach()[:, None] - self.clean[None]).flatten(2).abs().amax(dim=2).argmin(dim=1)
+        return nn.functional.one_hot(self.labels[nearest], self.net(images[:1]).shape[1]).to(images)
+
+
 def test_a_result_with_an_errored_example_is_not_complete(tmp_path: Path) -> None:
     """`complete` alone can be submitted."""
     pixels, labels = attack_set()

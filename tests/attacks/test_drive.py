@@ -9,7 +9,7 @@ from torch import Tensor
 from robench.attacks.drive import Example, Stage, drive
 from robench.attacks.interface import Answer, Examples, Query
 from robench.attacks.pgd import PGD
-from robench.budgets import Budget, LinfBall
+from robench.budgets import Ball, Budget, LinfBall
 from robench.classifier import Classifier
 from robench.errors import BudgetError, ModelError
 from robench.randomness import RandomSource
@@ -212,6 +212,33 @@ def test_out_of_memory_halves_the_slots_and_changes_no_verdict(words: str, room:
     assert {index: outcome.fooled_at for index, outcome in finished.items()} == {o.index: o.fooled_at for o in expected}
     halvings = {40: [32], 20: [32, 16], 3: [32, 16, 8, 4, 2]}[room]
     assert events == [("slots halved", {"slots": slots}) for slots in halvings]
+
+
+@dataclass(frozen=True)
+class Roomy(PGD):
+    """An attack that runs out of memory where so many examples begin or are asked about at once."""
+
+    most_begun: int = 64
+    most_asked: int = 64
+
+    def start(self, examples: Examples, budget: Ball, draws: RandomSource) -> Any:
+        if len(examples.labels) > self.most_begun:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().start(examples, budget, draws)
+
+    def ask(self, state: Any) -> Query:
+        if len(state.done) > self.most_asked:
+            raise torch.OutOfMemoryError("out of memory")
+        return super().ask(state)
+
+
+@pytest.mark.parametrize("room", [{"most_begun": 20}, {"most_asked": 20}, {"most_begun": 30, "most_asked": 3}])
+def test_an_attack_that_runs_out_of_memory_loses_no_example(room: dict[str, int]) -> None:
+    source = labelled_by(small_net(), random_images(70))
+    attack = Roomy(step_size=EPSILON / 4, steps=12, **room)
+    finished = drive([Stage(attack)], Classifier(small_net()), source, budget=LinfBall(EPSILON), slots=64)
+    expected = drive([STAGE], Classifier(small_net()), source, budget=LinfBall(EPSILON), slots=64)
+    assert {o.index: o.fooled_at for o in finished} == {o.index: o.fooled_at for o in expected}
 
 
 def test_a_model_too_large_for_one_image_is_an_error() -> None:

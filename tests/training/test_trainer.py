@@ -53,7 +53,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_photographs(tmp_path_factory.mktemp("photographs"))
 
 
-def _train(recipe: Recipe, folder: Path, root: Path, watch: Watch | None = None, **options: Any) -> Path:
+def _train(recipe: Recipe, folder: Path, root: Path | None, watch: Watch | None = None, **options: Any) -> Path:
     options = {"data": root, "workers": 0, **options}
     return train(recipe, folder, provenance=PROVENANCE, watcher=watch or Watch(), options=Options(**options))
 
@@ -224,30 +224,61 @@ def test_two_processes_learn_what_one_does_on_clean_images(root: Path, tmp_path:
     _two_processes(recipe_with(accumulation=2), root, tmp_path)
 
 
-def _two_processes(recipe: Recipe, root: Path, folder: Path) -> None:
-    """A network with layer-norm alone, over gloo, as `torchrun` starts it."""
+class _OfTwo(nn.BatchNorm2d):
+    """Batch-norm of two processes in one: each has its own images, and the statistics of the first are kept."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(images)
+        first = super().forward(images[0::2])
+        second = F.batch_norm(images[1::2], None, None, self.weight, self.bias, training=True, eps=self.eps)
+        return torch.stack([first, second], dim=1).flatten(0, 1)
+
+
+def test_batch_norm_of_two_processes_is_by_process_and_keeps_the_statistics_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def built(recipe: Recipe) -> nn.Module:
+        model = build_model(recipe)
+        for part in model.modules():
+            if type(part) is nn.BatchNorm2d:
+                part.__class__ = _OfTwo
+        return model
+
+    monkeypatch.setattr(loop, "build_model", built)
+    recipe = load_recipe("mini-resnet")
+    data = recipe.data.model_copy(update={"examples": 48, "validation": 400})
+    schedule = recipe.schedule.model_copy(update={"epochs": 2, "warmup_epochs": 1})
+    _two_processes(recipe.model_copy(update={"data": data, "schedule": schedule, "batch_size": 16}), None, tmp_path)
+
+
+def _two_processes(recipe: Recipe, root: Path | None, folder: Path) -> None:
+    """What two processes learn over gloo, as `torchrun` starts them, beside what one learns in this process."""
     watch = Watch()
-    _train(recipe, folder / "one", root, watch)
+    trained = _train(recipe, folder / "one", root, watch)
     (folder / "recipe.json").write_text(recipe.model_dump_json(by_alias=True))
     code = (
         "import sys, torch; from pathlib import Path; from tests.training import test_trainer as here; "
         "torch.set_num_threads(1); recipe = here.Recipe.model_validate_json(Path(sys.argv[1]).read_text()); "
-        "here._train(recipe, Path(sys.argv[2]), Path(sys.argv[3]), cpu=True)"
+        "root = Path(sys.argv[3]) if sys.argv[3] else None; "
+        "here._train(recipe, Path(sys.argv[2]), root, cpu=True)"
     )
     script = folder / "script.py"
     script.write_text(code.replace("; ", "\n"))
     repository = str(Path(__file__).parents[2])
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([repository, os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
-    command += [str(folder / "recipe.json"), str(folder / "two"), str(root)]
+    command += [str(folder / "recipe.json"), str(folder / "two"), str(root or "")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    header, *lines = (json.loads(line) for line in (folder / "two" / "small.jsonl").read_text().splitlines())
+    log = folder / "two" / f"{recipe.name}.jsonl"
+    header, *lines = (json.loads(line) for line in log.read_text().splitlines())
     assert header["processes"] == 2
     for found, expected in zip(lines, watch.lines, strict=True):
         assert found["loss"] == pytest.approx(expected["loss"], abs=2e-4)
         assert found["clean"] == expected["clean"]
-    one, two = (load_file(folder / run / "small" / "model.safetensors") for run in ("one", "two"))
+    weights = trained / "model.safetensors" if trained.is_dir() else trained
+    one, two = load_file(weights), load_file(folder / "two" / weights.relative_to(folder / "one"))
     assert all(torch.allclose(one[name], two[name], atol=1e-4) for name in one)
 
 
