@@ -1,7 +1,7 @@
 """`robench bench`: the figures this project claims, measured again beside a peer."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, TypeGuard
 
 import typer
 from rich.table import Column, Table
@@ -48,11 +48,7 @@ def bench(
         err.print(found.line(chosen.against), markup=False, soft_wrap=True)
         print_json(content)
         return
-    table = Table("what", Column("found", overflow="fold"))
-    for key, value in content.items():
-        if key not in ("name", "model", "examples", "doubts"):
-            table.add_row(key.replace("_", " "), Text(_shown(value)))
-    out.print(table)
+    _show(content)
     out.print(found.line(chosen.against), markup=False, soft_wrap=True)
 
 
@@ -63,11 +59,39 @@ def _check_radius(epsilon: str) -> None:
         raise ProtocolError(complaint("robench bench", "epsilon", f"`{epsilon}`", FRACTION_FORM)) from error
 
 
+def _show(content: dict[str, object]) -> None:
+    """Print what was found; of a list of records, one column each."""
+    table, tables = Table("what", Column("found", overflow="fold")), []
+    for key, value in content.items():
+        if _is_records(value):
+            tables.append(_side_by_side(key, value))
+        elif key not in ("name", "model", "examples", "doubts"):
+            table.add_row(key.replace("_", " "), Text(_shown(value)))
+    for each in (table, *tables):
+        out.print(each)
+
+
+def _is_records(value: object) -> TypeGuard[list[dict[str, object]]]:
+    """Whether a value is a list of records, such as one for each stage."""
+    return isinstance(value, list) and bool(value) and all(isinstance(line, dict) for line in value)
+
+
+def _side_by_side(what: str, records: list[dict[str, object]]) -> Table:
+    """Records as columns, headed by the first of their values."""
+    first, *others = records[0]
+    table = Table(what.replace("_", " "), *(Column(str(record[first]), justify="right") for record in records))
+    for key in others:
+        table.add_row(key.replace("_", " "), *(_shown(record[key]) for record in records))
+    return table
+
+
 def _shown(value: object) -> str:
-    """A value in a cell; of a list of records, one line each."""
-    if isinstance(value, list) and all(isinstance(line, dict) for line in value):
-        return "\n".join(", ".join(f"{key} {each}" for key, each in line.items()) for line in value)
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """A value in a cell."""
+    if isinstance(value, float):
+        return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return "" if value is None else str(value)
 
 
 def _list(json: bool) -> None:

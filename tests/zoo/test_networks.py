@@ -123,6 +123,40 @@ def test_a_network_has_the_size_it_should_have(
         assert _close(counter.get_total_flops() / 2e9, multiply_adds)  # the counter's unit is half a multiply-add
 
 
+RS_DEPTHS = {
+    "resnetrs50": (3, 4, 6, 3),
+    "resnetrs101": (3, 4, 23, 3),
+    "resnetrs152": (3, 8, 36, 3),
+    "resnetrs200": (3, 24, 36, 3),
+    "resnetrs270": (4, 29, 53, 4),
+    "resnetrs350": (4, 36, 72, 4),
+    "resnetrs420": (4, 44, 87, 4),
+}
+"""Blocks of each stage, Bello et al. 2021."""
+
+
+@pytest.mark.parametrize(("name", "depths"), RS_DEPTHS.items())
+def test_a_resnet_rs_has_the_parameters_of_its_description(name: str, depths: tuple[int, ...]) -> None:
+    """Counted from the text: stem of 32, 32 and 64 channels and a fourth convolution, squeeze to a quarter."""
+
+    def convolution(given: int, made: int, side: int) -> int:
+        return given * made * side * side + 2 * made  # with its batch-norm
+
+    expected = convolution(3, 32, 3) + convolution(32, 32, 3) + convolution(32, 64, 3) + convolution(64, 64, 3)
+    given = 64
+    for width, depth in zip((64, 128, 256, 512), depths, strict=True):
+        made = 4 * width
+        expected += convolution(given, made, 1)  # the shortcut of the first block
+        for _ in range(depth):
+            expected += convolution(given, width, 1) + convolution(width, width, 3) + convolution(width, made, 1)
+            expected += made * width + width + width * made + made  # squeeze and excitation, with biases
+            given = made
+    expected += 2048 * 1000 + 1000
+    with torch.device("meta"):
+        network = timm.create_model(name)
+    assert sum(parameter.numel() for parameter in network.parameters()) == expected
+
+
 def test_every_network_is_in_the_table() -> None:
     assert set(NETWORKS) <= {name for name, *_ in FIGURES}
 
