@@ -61,6 +61,14 @@ class AveragingClassifier:
         return self._classifier.passes
 
     @property
+    def halving(self) -> bool:
+        return self._classifier.halving
+
+    @halving.setter
+    def halving(self, halving: bool) -> None:
+        self._classifier.halving = halving
+
+    @property
     def minimum_rows(self) -> int:
         """Of the classifier."""
         return self._classifier.minimum_rows

@@ -198,9 +198,9 @@ class _Driver:
         """One ask and tell of one pool."""
         pool = self.pools[depth]
         # Slots that no example needs only fill small batches up: where each asks for many images, none are kept.
-        fewest = self.classifier.minimum_rows
+        fewest, halving = self.classifier.minimum_rows, self.classifier.halving
         try:
-            pool.fill(pool.capacity(self.slots), fewest if pool.rows_a_slot < fewest else 1)
+            pool.fill(pool.capacity(self.slots), fewest if pool.rows_a_slot < fewest else 1, halving=halving)
             query = pool.stage.attack.ask(pool.slots.state)
             pool.rows_a_slot = max(len(query.rows) // len(pool.records), 1)
             answer, adversarial = self._look(pool, query)

@@ -91,12 +91,13 @@ class Pool:
         """
         return min(rows, max(rows // self.rows_a_slot, ENOUGH))
 
-    def fill(self, capacity: int, least: int) -> None:
-        """Put waiting records into free slots; drop half of the slots, or with `least` 1 all, that stay empty.
+    def fill(self, capacity: int, least: int, *, halving: bool = False) -> None:
+        """Put waiting records into free slots, and drop slots that stay empty.
 
         Args:
           capacity: slots there may be.
-          least: slots that are kept, filled or not.
+          least: so many slots are kept, filled or not, or a multiple of them.
+          halving: drop half of the slots, or none.
         """
         free = [slot for slot, record in enumerate(self.records) if record is None]
         free += range(len(self.records), min(capacity, len(self.records) + len(self.waiting)))
@@ -109,10 +110,14 @@ class Pool:
             for _ in newcomers:  # only now: where memory runs out, they still wait
                 self.waiting.popleft()
         busy = [slot for slot, record in enumerate(self.records) if record is not None]
-        half = max(len(self.records) // 2, least) if least > 1 else len(busy)
-        if len(busy) <= half < len(self.records):
+        if halving and least > 1:
+            kept = max(len(self.records) // 2, least)
+            kept = kept if len(busy) <= kept else len(self.records)
+        else:
+            kept = -(-len(busy) // least) * least
+        if kept < len(self.records):
             idle = [slot for slot, record in enumerate(self.records) if record is None]
-            self._keep(busy + idle[: half - len(busy)])
+            self._keep(busy + idle[: kept - len(busy)])
 
     def parked(self, slot: int) -> Slots:
         """A copy of one slot, to be seated again later."""

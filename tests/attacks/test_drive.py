@@ -9,6 +9,8 @@ from torch import Tensor
 from robench.attacks.drive import Example, Stage, drive
 from robench.attacks.interface import Answer, Examples, Query
 from robench.attacks.pgd import PGD
+from robench.attacks.pool import Pool
+from robench.attacks.record import Record
 from robench.budgets import Ball, Budget, LinfBall
 from robench.classifier import Classifier
 from robench.errors import BudgetError, ModelError
@@ -177,6 +179,25 @@ def test_fooled_examples_make_room_for_the_next_ones() -> None:
     finished = list(drive([STAGE], classifier, source, budget=LinfBall(EPSILON), slots=16))
     needed = sum(outcome.fooled_at[0] + 1 if outcome.fooled_at else 13 for outcome in finished)
     assert needed <= classifier.passes.backward <= 1.15 * needed + 16 * 13
+
+
+def test_slots_that_stay_empty_are_dropped_sixteen_at_a_time_or_by_halves() -> None:
+    pool = Pool(STAGE, LinfBall(EPSILON), seed=0, device=torch.device("cpu"))
+    for example in labelled_by(small_net(), random_images(64)):
+        pool.waiting.append((Record(example, torch.zeros(4), example.label, 1.0, example.label), None))
+    pool.fill(64, 16)
+    assert len(pool.records) == 64
+    left = {record.example.index for record in pool.records[24:] if record is not None}
+    pool.records[:24] = [None] * 24
+    for halving, expected in ((True, 64), (False, 48), (True, 48), (False, 48)):
+        pool.fill(64, 16, halving=halving)
+        assert len(pool.records) == len(pool.slots.state.done) == expected
+        assert {record.example.index for record in pool.records if record is not None} == left
+    pool.records = [record if slot < 20 else None for slot, record in enumerate(pool.records)]
+    pool.fill(64, 16, halving=True)
+    assert len(pool.records) == 24
+    pool.fill(64, 1)
+    assert len(pool.records) == 20
 
 
 class RunsOut:
