@@ -64,10 +64,6 @@ class AveragingClassifier:
     def halving(self) -> bool:
         return self._classifier.halving
 
-    @halving.setter
-    def halving(self, halving: bool) -> None:
-        self._classifier.halving = halving
-
     @property
     def minimum_rows(self) -> int:
         """Of the classifier."""

@@ -44,8 +44,11 @@ class Looked(Protocol):
 
     minimum_rows: int
     """Smaller batches are padded to this."""
-    halving: bool
-    """Whether batches that shrink should do so by halves, as every new size costs a compilation."""
+
+    @property
+    def halving(self) -> bool:
+        """Whether batches that shrink should do so by halves, as every new size costs a compilation."""
+        ...
 
     @property
     def name(self) -> str: ...
@@ -96,7 +99,8 @@ class Classifier:
         self.module = model if isinstance(model, nn.Module) else None
         self.name = name or getattr(model, "__name__", None) or type(model).__name__
         self.passes = Passes()
-        self.minimum_rows, self.halving = MINIMUM_ROWS, False
+        self.minimum_rows = MINIMUM_ROWS
+        self.halving = hasattr(model, "_orig_mod")  # compiled by torch
         tensors = [*self.module.parameters(), *self.module.buffers()] if self.module is not None else []
         self._dtype = next((tensor.dtype for tensor in tensors if tensor.is_floating_point()), torch.float32)
         stated = getattr(model, "device", None)  # foolbox models name where they lie

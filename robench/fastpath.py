@@ -95,7 +95,6 @@ def _copy(
         mode = "reduce-overhead" if classifier.device.type == "cuda" else "default"  # the first is CUDA graphs
         faster = torch.compile(faster, dynamic=False, mode=mode)  # type: ignore[assignment]  # a module again
     quick = Classifier(faster, name=classifier.name, device=classifier.device, inference=INFERENCE in measures)
-    quick.halving = COMPILED in measures
     return quick, tuple(applied)
 
 

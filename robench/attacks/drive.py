@@ -48,6 +48,8 @@ class _Claim:
     target: int | None = None
     """Class it must be taken for; None: any but the label."""
     patches: int | None = None
+    stuck: str = ""
+    """Why the attack cannot go on from this image, should it be denied."""
 
 
 def drive(
@@ -211,11 +213,11 @@ class _Driver:
             return
         steepest = steepest_of(answer.gradient) if answer.gradient is not None else None
         self._look_for_silence(pool, query, steepest)
-        fooled = self._judge(pool, query, answer.logits, steepest, set(adversarial))
+        fooled, stuck = self._judge(pool, query, answer.logits, steepest, set(adversarial))
         pool.slots = Slots(state, margins)
         if query.patches is not None:
             _count_queries(pool, query)
-        self._collect(depth, fooled, adversarial, query)
+        self._collect(depth, fooled, stuck, adversarial, query)
         if len(self.claims) >= self.confirm.minimum_rows:
             self._settle()
 
@@ -282,11 +284,15 @@ class _Driver:
                 )
             )
 
-    def _judge(self, pool: Pool, query: Query, logits: Tensor, steepest: Tensor | None, fooled: set[int]) -> set[int]:
+    def _judge(
+        self, pool: Pool, query: Query, logits: Tensor, steepest: Tensor | None, fooled: set[int]
+    ) -> tuple[set[int], dict[int, str]]:
         """Which slots were fooled; a slot whose logits or gradient are no numbers is errored instead.
 
-        An image that fooled counts whatever its gradient, but no step can be taken from there.
+        An image that fooled counts whatever its gradient, but no step can be taken from there: these slots come
+        second, each with the reason.
         """
+        stuck: dict[int, str] = {}
         total = logits.sum(dim=1, dtype=torch.float64)  # in which large finite logits do not add up to infinity
         for what, values in (("logits", total), ("gradient", steepest)):
             broken = ~values.isfinite() if values is not None else torch.zeros(0)
@@ -298,11 +304,11 @@ class _Driver:
                 verb = "are" if what == "logits" else "is"
                 reason = f"the {what} {verb} not finite at step {int(query.step[row])} of {pool.stage.attack.name}"
                 if what == "gradient" and slot in fooled:
-                    record.stuck = record.stuck or reason
+                    stuck.setdefault(slot, reason)
                 else:
                     record.error = record.error or reason
                     fooled.discard(slot)
-        return fooled
+        return fooled, stuck
 
     def _look_for_silence(self, pool: Pool, query: Query, steepest: Tensor | None) -> None:
         """Tell once of each attack that met a gradient of exactly zero."""
@@ -323,7 +329,14 @@ class _Driver:
         read = torch.isin(query.step, torch.tensor(sorted(pool.stage.read_off), device=met.device)) & query.counts
         return pool.slots.margin.index_copy(0, query.rows, torch.where(read, met, pool.slots.margin[query.rows]))
 
-    def _collect(self, depth: int, fooled: set[int], adversarial: dict[int, tuple[int, Tensor]], query: Query) -> None:
+    def _collect(
+        self,
+        depth: int,
+        fooled: set[int],
+        stuck: dict[int, str],
+        adversarial: dict[int, tuple[int, Tensor]],
+        query: Query,
+    ) -> None:
         """Move on what was fooled, errored or done, and free its slot."""
         pool = self.pools[depth]
         done = pool.slots.state.done.tolist()
@@ -335,12 +348,13 @@ class _Driver:
                 ends = pool.stage.read_off is None
                 parked = pool.parked(slot) if ends else None
                 record.open_claims += 1
-                self.claims.append(_claim(record, query, row, image, depth=depth, parked=parked))
+                reason = stuck.get(slot, "")
+                self.claims.append(_claim(record, query, row, image, depth=depth, parked=parked, stuck=reason))
                 if ends:
                     pool.records[slot] = None
                     continue
                 if not done[slot]:
-                    record.error = record.error or record.stuck
+                    record.error = record.error or stuck.get(slot, "")
             if record.error or done[slot]:
                 record.done = True
                 record.attacked_margin = 0.0 if record.error else float(pool.slots.margin[slot])
@@ -387,8 +401,8 @@ class _Driver:
             elif bool(claim.parked.state.done[0]):
                 record.done, record.attacked_margin = True, float(claim.parked.margin[0])
                 self._pass_on(record, claim.depth)
-            elif record.stuck:
-                record.error, record.done, record.attacked_margin = record.stuck, True, 0.0
+            elif claim.stuck:
+                record.error, record.done, record.attacked_margin = claim.stuck, True, 0.0
                 self._pass_on(record, claim.depth)
             else:
                 pool.waiting.appendleft((record, claim.parked))
@@ -426,10 +440,12 @@ def _joined(parts: list[tuple[Tensor, Tensor | None, Tensor | None]]) -> Answer:
     return Answer(torch.cat(logits), torch.cat(values), torch.cat(gradients))  # type: ignore[arg-type]  # nor these here
 
 
-def _claim(record: Record, query: Query, row: int, image: Tensor, *, depth: int, parked: Slots | None) -> _Claim:
+def _claim(
+    record: Record, query: Query, row: int, image: Tensor, *, depth: int, parked: Slots | None, stuck: str
+) -> _Claim:
     """What a row of a query claims about its image."""
     target, patches = (int(each[row]) if each is not None else None for each in (query.targets, query.patches))
-    return _Claim(record, image, int(query.step[row]), depth, parked, target, patches)
+    return _Claim(record, image, int(query.step[row]), depth, parked, target, patches, stuck)
 
 
 def _count_queries(pool: Pool, query: Query) -> None:

@@ -76,7 +76,10 @@ class Answer:
 
 
 class State(Protocol):
-    """What an attack remembers: a frozen dataclass of tensors with the slot as first axis."""
+    """What an attack remembers: a frozen dataclass of tensors with the slot as first axis.
+
+    The tensors belong to the driver, which may write other examples into their rows: none is kept by the attack.
+    """
 
     @property
     def done(self) -> Tensor:

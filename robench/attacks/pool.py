@@ -97,7 +97,7 @@ class Pool:
         Args:
           capacity: slots there may be.
           least: so many slots are kept, filled or not, or a multiple of them.
-          halving: drop half of the slots, or none.
+          halving: drop half of the slots, or none; where `least` is 1, all that are empty.
         """
         free = [slot for slot, record in enumerate(self.records) if record is None]
         free += range(len(self.records), min(capacity, len(self.records) + len(self.waiting)))

@@ -84,8 +84,6 @@ class Record:
     open_claims: int = 0
     done: bool = False
     error: str = ""
-    stuck: str = ""
-    """Why the attack cannot go on, should the image that fooled at this very step not end it."""
     queries: int | None = None
     patches: int | None = None
     area: float | None = None

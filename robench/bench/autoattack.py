@@ -16,7 +16,8 @@ from robench.attacks.drive import Stage, drive
 from robench.attacks.interface import Attack
 from robench.attacks.reference import attack_by_reference
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import RADIUS, best_size, examples_of, mean_pace, pace, scene
+from robench.bench.ruler import Ruler, best_size
+from robench.bench.scene import RADIUS, examples_of, scene
 from robench.budgets import Ball, LinfBall
 from robench.classifier import Classifier, Passes
 from robench.fastpath import cpu_slots, quicken
@@ -25,7 +26,10 @@ from robench.protocol import fraction
 
 @dataclass(frozen=True)
 class _StageRun:
-    """A stage of either side: what it left, what it cost, and what ours would cost bare."""
+    """A stage of either side: what it left, what it cost, and what ours would cost bare.
+
+    Passes without gradient are all there are, those of clean images and of confirmations included.
+    """
 
     name: str
     robust: Tensor
@@ -119,19 +123,19 @@ def _ours(
     robust = torch.ones(len(images), dtype=torch.bool)
     runs = []
     everything, own = examples_of(images, labels), Classifier(model)
-    now = pace(faster, own, images)
+    slots, ruler = cpu_slots(images), Ruler(faster, own, images)
     for stage in stages:
         own.passes, faster.passes = Passes(), Passes()
-        source, slots = [example for example in everything if robust[example.index]], cpu_slots(images)
-        began = time.perf_counter()
-        for finished in drive([Stage(stage)], faster, source, budget=budget, seed=seed, slots=slots, confirm=own):
+        source = [example for example in everything if robust[example.index]]
+        settings: Any = {"budget": budget, "seed": seed, "slots": slots, "confirm": own, "on_left": ruler}
+        ruler.restart()
+        for finished in drive([Stage(stage)], faster, source, **settings):
             robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
-        seconds = time.perf_counter() - began
+        seconds, pace = ruler.stop()
         gradients, confirmations = faster.passes.backward, own.passes.forward
         lookups = faster.passes.forward - gradients
-        before, now = now, pace(faster, own, images)
-        bare = mean_pace(before, now).seconds(gradients, lookups, confirmations)
-        runs.append(_StageRun(stage.name, robust.clone(), seconds, gradients, lookups, bare))
+        bare = pace.seconds(gradients, lookups, confirmations)
+        runs.append(_StageRun(stage.name, robust.clone(), seconds, gradients, lookups + confirmations, bare))
     return runs
 
 

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from robench.attacks.drive import Stage, drive
 from robench.attacks.pgd import PGD
 from robench.bench.measurement import Measurement, Settings, Stopwatch
-from robench.bench.scene import best_size, examples_of, mean_pace, pace, scene
+from robench.bench.ruler import Pace, Ruler, best_size
+from robench.bench.scene import examples_of, scene
 from robench.budgets import LinfBall
 from robench.classifier import Classifier, Passes
 from robench.errors import DataError, complaint
@@ -44,12 +45,10 @@ def measure_pgd(settings: Settings) -> Measurement:
     robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
     overheads = []
     for seed in range(settings.repeats):
-        before = pace(quick.classifier, classifier, images)
         run = _ours(model, images, labels, epsilon, seed)
         watch.time("ours", run.copying + run.driving)
         robust["ours"].append(run.robust)
-        bare = mean_pace(before, pace(quick.classifier, classifier, images))
-        overheads.append(run.driving / bare.seconds(run.faster.backward, 0, run.own.forward))
+        overheads.append(run.driving / run.pace.seconds(run.faster.backward, 0, run.own.forward))
         for name, (network, size) in peers.items():
             began = time.perf_counter()
             verdict = _foolbox(network, images, labels, epsilon, seed, size)
@@ -105,13 +104,14 @@ def _step_size(epsilon: Fraction) -> Fraction:
 
 @dataclass(frozen=True)
 class _Ours:
-    """One run of ours: which examples are robust, passes of either model, and seconds."""
+    """One run of ours: which examples are robust, passes of either model, seconds, and what bare passes took."""
 
     robust: Tensor
     own: Passes
     faster: Passes
     copying: float
     driving: float
+    pace: Pace
 
 
 def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, seed: int) -> _Ours:
@@ -120,14 +120,15 @@ def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, s
     began = time.perf_counter()
     own = Classifier(model)
     faster = quicken(own, images[: cpu_slots(images)]).classifier
-    copied = time.perf_counter()
+    copying = time.perf_counter() - began
     for each in (own, faster):
         each.passes = Passes()
     stage = Stage(PGD(step_size=float(_step_size(epsilon)), steps=STEPS))
-    budget = LinfBall(float(epsilon))
-    for finished in drive([stage], faster, source, budget=budget, seed=seed, slots=cpu_slots(images), confirm=own):
+    budget, slots, ruler = LinfBall(float(epsilon)), cpu_slots(images), Ruler(faster, own, images)
+    for finished in drive([stage], faster, source, budget=budget, seed=seed, slots=slots, confirm=own, on_left=ruler):
         robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
-    return _Ours(robust, own.passes, faster.passes, copied - began, time.perf_counter() - copied)
+    driving, pace = ruler.stop()
+    return _Ours(robust, own.passes, faster.passes, copying, driving, pace)
 
 
 def _foolbox(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, seed: int, size: int) -> Tensor:

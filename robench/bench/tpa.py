@@ -6,7 +6,6 @@ stopping gives are seen apart. Both look at the faster copy of the model.
 """
 
 import statistics
-import time
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,8 @@ from robench.attacks.drive import Stage, drive
 from robench.attacks.tpa import TPA
 from robench.bench.measurement import Measurement, Settings, Stopwatch
 from robench.bench.patch_loop import LEAST_ROUNDS, attack_by_loop
-from robench.bench.scene import examples_of, mean_pace, pace, scene
+from robench.bench.ruler import Pace, Ruler
+from robench.bench.scene import examples_of, scene
 from robench.budgets import PatchArea
 from robench.classifier import Classifier, Passes
 from robench.data.textures import mini_textures
@@ -45,14 +45,12 @@ def measure_tpa(settings: Settings) -> Measurement:
     robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
     shares, rates, queries = [], [], []
     for seed in range(settings.repeats):
-        before = pace(faster.classifier, own, images)
         run = _ours(attack, faster.classifier, own, images, labels, seed, slots)
         watch.time("ours", run.seconds)
         robust["ours"].append(run.robust)
         queries.append(run.queries)
-        bare = mean_pace(before, pace(faster.classifier, own, images))
-        shares.append(bare.seconds(0, run.queries, run.confirmations) / run.seconds)
-        rates.append(1 / bare.labels)
+        shares.append(run.pace.seconds(0, run.queries, run.confirmations) / run.seconds)
+        rates.append(1 / run.pace.labels)
         for name, least in peers.items():
             network = faster.classifier.module
             loop = attack_by_loop(attack, network, images, labels, BUDGET, seed=seed, least=least)
@@ -89,12 +87,13 @@ def measure_tpa(settings: Settings) -> Measurement:
 
 @dataclass(frozen=True)
 class _Ours:
-    """Which examples are robust, how many images either model was shown, and seconds."""
+    """Which examples are robust, how many images either model was shown, seconds, and what bare passes took."""
 
     robust: Tensor
     queries: int
     confirmations: int
     seconds: float
+    pace: Pace
 
 
 def _ours(
@@ -104,10 +103,12 @@ def _ours(
     robust = torch.zeros(len(images), dtype=torch.bool)
     for each in (own, faster):
         each.passes = Passes()
-    began = time.perf_counter()
-    for finished in drive([Stage(attack)], faster, source, budget=BUDGET, seed=seed, slots=slots, confirm=own):
+    ruler = Ruler(faster, own, images, gradients=False)
+    stages = [Stage(attack)]
+    for finished in drive(stages, faster, source, budget=BUDGET, seed=seed, slots=slots, confirm=own, on_left=ruler):
         robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
-    return _Ours(robust, faster.passes.forward, own.passes.forward, time.perf_counter() - began)
+    seconds, pace = ruler.stop()
+    return _Ours(robust, faster.passes.forward, own.passes.forward, seconds, pace)
 
 
 def _mean(verdicts: list[Tensor]) -> float:

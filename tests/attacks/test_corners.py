@@ -347,6 +347,19 @@ def test_a_step_cannot_be_taken_from_a_broken_gradient_though_the_image_there_fo
     assert {outcome.index: outcome.error for outcome in finished if outcome.error} == early
 
 
+def test_what_broke_at_the_end_of_a_stage_is_forgotten_in_the_next() -> None:
+    """Nobody takes a step from the last image, so the example goes on; Square's claims are denied and come back."""
+    net, _, source = _brittle_scene(0.0)
+    ascent, search = PGD(step_size=0.1, steps=1), Square(queries=100)
+    steps = {o.index: o.fooled_at for o in drive([Stage(ascent)], Classifier(net), source, budget=LinfBall(0.1))}
+    last = {index for index, fooled_at in steps.items() if fooled_at == (1,)}
+    broken, stubborn = _NoSlopeWhereFooled(net, source).eval(), _Stubborn(net, source).eval()
+    stages, budget = [Stage(ascent), Stage(search)], LinfBall(0.1)
+    finished = list(drive(stages, Classifier(broken), source, budget=budget, confirm=Classifier(stubborn)))
+    assert any(outcome.unconfirmed > 1 for outcome in finished if outcome.index in last)
+    assert {outcome.index for outcome in finished if outcome.error} == {i for i, at in steps.items() if at == (0,)}
+
+
 class _NoSlopeWhereFooled(nn.Module):
     """A model whose gradient is NaN at images that it takes for another class than their label."""
 
