@@ -14,10 +14,10 @@ from robench.fastpath import pass_rate, repeated
 
 SIZES = (16, 32, 64, 128)
 """Batch sizes tried, as far as there are images to fill more than half of them."""
-ROUNDS = 3
+ROUNDS = 5
 """How often each size is timed before one is chosen, all sizes in turn."""
 EVERY = 1.0
-"""Seconds of a run from one look to the next; ten times as long as the last look took, if that is more."""
+"""Seconds of a run from one look to the next; five times as long as the last look took, if that is more."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Ruler:
 
     def __call__(self, passes: int, fresh: int) -> None:
         """Look, if it is time to; the arguments say what is left, and do not matter."""
-        if time.perf_counter() - self._last >= max(EVERY, 10 * self._cost):
+        if time.perf_counter() - self._last >= max(EVERY, 5 * self._cost):
             self._look()
 
     def stop(self) -> tuple[float, Pace]:
