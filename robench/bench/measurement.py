@@ -7,6 +7,7 @@ import math
 import os
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,10 @@ LOAD_LIMIT = 0.5
 """Load average of the last minute above which a machine is busy before the bench has begun."""
 OTHERS_LIMIT = 0.05
 """Share of the processors that other processes may take while the bench runs."""
+EVEN = 1.25
+"""How many times as long as the shortest run of a side its longest may take."""
+EVEN_IN_TURNS = 1.1
+"""The same of the ratio of two sides that took turns at every step."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +121,13 @@ class Stopwatch:
         """Median of the side's runs."""
         return statistics.median(self.seconds[side])
 
-    def doubts(self) -> tuple[str, ...]:
-        """Why the times are not to be believed; one sentence each."""
+    def doubts(self, *, in_turns: Sequence[tuple[str, str]] = ()) -> tuple[str, ...]:
+        """Why the times are not to be believed; one sentence each.
+
+        Args:
+          in_turns: pairs of sides that took turns at every step, so that what slows the machine slows both: their ratio
+            must be even from run to run, not their seconds.
+        """
         found = []
         if self._load > LOAD_LIMIT:
             found.append(f"The machine was busy: the load average was {self._load:.2f} at the start.")
@@ -126,13 +136,22 @@ class Stopwatch:
             share = (now - self._others) / (time.perf_counter() - self._began) / (os.cpu_count() or 1)
             if share > OTHERS_LIMIT:
                 found.append(f"Other processes took {share:.0%} of the processors meanwhile.")
-        return (*found, *(self._spread(side) for side in self.seconds if self._spread(side)))
+        paired = {side for pair in in_turns for side in pair}
+        spreads = [self._spread(side) for side in self.seconds if side not in paired]
+        return (*found, *filter(None, [*spreads, *(self._spread_of_ratio(*pair) for pair in in_turns)]))
 
     def _spread(self, side: str) -> str:
         times = self.seconds[side]
-        if max(times) <= 1.25 * min(times):
+        if max(times) <= EVEN * min(times):
             return ""
         return f"The runs of {side} took from {min(times):.2f} to {max(times):.2f} s: too uneven."
+
+    def _spread_of_ratio(self, one: str, other: str) -> str:
+        ratios = [first / second for first, second in zip(self.seconds[one], self.seconds[other], strict=True)]
+        if max(ratios) <= EVEN_IN_TURNS * min(ratios):
+            return ""
+        took = f"from {min(ratios):.2f} to {max(ratios):.2f} times as long as {other}"
+        return f"The runs of {one} took {took}: too uneven."
 
 
 def _others_seconds() -> float | None:

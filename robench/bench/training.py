@@ -4,6 +4,7 @@ Both learn the same images from memory, clean and against one step of PGD: what 
 the disk. Not here: how fast images are decoded.
 """
 
+import statistics
 import tempfile
 import time
 from collections.abc import Callable
@@ -25,18 +26,18 @@ from robench.training.construction import build_model
 from robench.training.loop import Training, random_state_kept
 from robench.training.recipe import AdversaryRecipe
 
-BATCHES = {"mini-resnet": 64, "photographs:resnet50": 16}
-"""Images of a batch, by model."""
+BATCHES = {"mini-resnet": (64, 50), "photographs:resnet50": (16, 4)}
+"""Images of a batch and steps of a run at most, by model."""
 ONE_STEP = AdversaryRecipe(norm="linf", epsilon="4/255", step_size="4/255", steps=1)
 
 
 def measure_training(settings: Settings) -> Measurement:
-    """Time steps of the optimizer, the two sides in turn."""
+    """Time steps of the optimizer, the two sides in turn: one step of either, then the next."""
     if settings.model not in BATCHES:
         found, expected = f"`{settings.model}`", " or ".join(f"`{name}`" for name in BATCHES)
         raise ModelError(complaint("robench bench training", "model", found, expected))
     images, labels = _batch(settings.model)
-    steps = max(1, settings.images // len(images))
+    steps = min(max(1, settings.images // len(images)), BATCHES[settings.model][1])
     watch, rates = Stopwatch(), dict[str, float]()
     for kind, adversary in (("clean", None), ("adversarial", ONE_STEP)):
         recipe = _recipe(settings.model, adversary, len(images))
@@ -45,16 +46,20 @@ def measure_training(settings: Settings) -> Measurement:
             for learn in sides.values():
                 learn(1)  # allocations, and the choice of kernels
             for _ in range(settings.repeats):
-                for side, learn in sides.items():
-                    began = time.perf_counter()
-                    learn(steps)
-                    watch.time(f"{side}, {kind}", time.perf_counter() - began)
+                seconds = dict.fromkeys(sides, 0.0)
+                for _ in range(steps):
+                    for side, learn in sides.items():
+                        began = time.perf_counter()
+                        learn(1)
+                        seconds[side] += time.perf_counter() - began
+                for side in sides:
+                    watch.time(f"{side}, {kind}", seconds[side])
         for side in sides:
             rates[f"{side}_{kind}_images_per_second"] = steps * len(images) / watch.median(f"{side}, {kind}")
-        rates[f"{kind}_share_of_bare"] = watch.median(f"bare, {kind}") / watch.median(f"ours, {kind}")
-    ours, bare = (
-        sum(watch.median(f"{side}, {kind}") for kind in ("clean", "adversarial")) for side in ("ours", "bare")
-    )
+        runs = zip(watch.seconds[f"bare, {kind}"], watch.seconds[f"ours, {kind}"], strict=True)
+        rates[f"{kind}_share_of_bare"] = statistics.median(bare / ours for bare, ours in runs)
+    pairs = [(f"ours, {kind}", f"bare, {kind}") for kind in ("clean", "adversarial")]
+    ours, bare = (sum(watch.median(pair[side]) for pair in pairs) for side in (0, 1))
     return Measurement(
         name="training",
         model=settings.model,
@@ -62,12 +67,12 @@ def measure_training(settings: Settings) -> Measurement:
         ours_seconds=ours,
         theirs_seconds=bare,
         details={"batch_size": len(images), **rates},
-        doubts=watch.doubts(),
+        doubts=watch.doubts(in_turns=pairs),
     )
 
 
 def _batch(model: str) -> tuple[Tensor, Tensor]:
-    size = BATCHES[model]
+    size, _ = BATCHES[model]
     if model.startswith("photographs"):
         images, labels = photographs()
         return images[:size], labels[:size]

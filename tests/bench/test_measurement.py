@@ -8,9 +8,7 @@ from robench.bench import measurement
 from robench.bench.measurement import Measurement, Stopwatch
 
 
-def _quiet(
-    monkeypatch: pytest.MonkeyPatch, load: float = 0.1, others: tuple[float | None, float | None] = (5, 5)
-) -> None:
+def _quiet(monkeypatch: pytest.MonkeyPatch, load: float = 0.1, others: tuple[float | None, ...] = (5, 5)) -> None:
     seconds = iter(others)
     monkeypatch.setattr(os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(measurement, "_others_seconds", lambda: next(seconds))
@@ -47,6 +45,19 @@ def test_uneven_times_make_a_figure_invalid(monkeypatch: pytest.MonkeyPatch) -> 
     for seconds in (1.0, 1.3):
         watch.time("theirs", seconds)
     assert watch.doubts() == ("The runs of theirs took from 1.00 to 1.30 s: too uneven.",)
+
+
+def test_sides_that_take_turns_may_be_slow_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    _quiet(monkeypatch, others=(5, 5, 5))
+    watch = Stopwatch()
+    for ours, bare in ((1.0, 1.0), (2.0, 1.9)):
+        watch.time("ours", ours)
+        watch.time("bare", bare)
+    assert watch.doubts(in_turns=[("ours", "bare")]) == ()
+    watch.time("ours", 1.2)
+    watch.time("bare", 1.0)
+    expected = "The runs of ours took from 1.00 to 1.20 times as long as bare: too uneven."
+    assert watch.doubts(in_turns=[("ours", "bare")]) == (expected,)
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="the system does not count the time of all processes")

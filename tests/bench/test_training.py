@@ -12,7 +12,7 @@ def test_the_trainer_is_measured_beside_a_bare_loop() -> None:
     for kind in ("clean", "adversarial"):
         share = found.details[f"{kind}_share_of_bare"]
         rates = [found.details[f"{side}_{kind}_images_per_second"] for side in ("ours", "bare")]
-        assert share == pytest.approx(rates[0] / rates[1])
+        assert share == pytest.approx(rates[0] / rates[1])  # of one run
         assert all(rate > 0 and math.isfinite(rate) for rate in rates)
     ours = [64 / found.details[f"ours_{kind}_images_per_second"] for kind in ("clean", "adversarial")]
     assert found.ours_seconds == pytest.approx(sum(ours))
