@@ -115,8 +115,8 @@ class LinfBall:
         return LinfBall(factor * self.epsilon)
 
     def random_point(self, clean: Tensor, draws: RandomSource, stream: str) -> Tensor:
-        noise = draws.uniform(stream, clean.shape[1:]) * 2 - 1
-        return (clean + self.epsilon * noise).clamp(0, 1)
+        noise = draws.uniform(stream, clean.shape[1:]) * 2  # the rest in its memory
+        return noise.sub_(1).mul_(self.epsilon).add_(clean).clamp_(0, 1)
 
     def random_edge_point(self, clean: Tensor, draws: RandomSource, stream: str, *, step: Tensor) -> Tensor:
         noise = draws.uniform(stream, clean.shape[1:], step=step) * 2 - 1

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from robench.arrays import choose
 from robench.attacks.interface import Answer, Examples, Query
 from robench.budgets import BALLS, Ball, advance
 from robench.errors import ProtocolError, complaint
@@ -67,9 +68,9 @@ class PGD:
     def start(self, examples: Examples, budget: Ball, draws: RandomSource) -> PGDState:
         clean = examples.images
         noisy = budget.project(budget.random_point(clean, draws, "pgd/0"), clean)
-        coin = draws.uniform("pgd/0/coin", (1, 1, 1)) < self.start_probability
+        coin = draws.uniform("pgd/0/coin", (1,))[:, 0] < self.start_probability
         zeros = torch.zeros_like(examples.labels)
-        return PGDState(examples, budget, torch.where(coin, noisy, clean), step=zeros, done=zeros.bool())
+        return PGDState(examples, budget, choose(coin, noisy, clean), step=zeros, done=zeros.bool())
 
     def ask(self, state: PGDState) -> Query:
         labels = state.examples.labels
