@@ -14,9 +14,8 @@ from torch import Tensor
 from robench.classifier import MINIMUM_ROWS, Classifier
 from robench.data.mini import attack_set
 from robench.fastpath import quicken
-from robench.zoo import load_model
+from robench.zoo import MODELS, load_model
 
-MODELS = ("mini-resnet", "mini-resnet-gelu", "mini-deit", "mini-resnet-adv", "mini-resnet-gelu-adv", "mini-deit-adv")
 ROWS = 128
 
 

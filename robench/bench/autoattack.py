@@ -70,7 +70,9 @@ def measure_autoattack(settings: Settings) -> Measurement:
     model, images, labels = scene(settings)
     budget = LinfBall(float(fraction(settings.epsilon or RADIUS)))
     stages = AutoAttack().stages()
-    size = best_size(Classifier(model), images)
+    classifier = Classifier(model)
+    size = best_size(classifier, images)
+    ruler = Ruler(quicken(classifier, images[: cpu_slots(images)]).classifier, classifier, images)
     ours: list[list[_StageRun]] = []
     theirs: list[list[_StageRun]] = []
     overheads = []
@@ -78,7 +80,7 @@ def measure_autoattack(settings: Settings) -> Measurement:
         began = time.perf_counter()
         faster = quicken(Classifier(model), images[: cpu_slots(images)])
         copying = time.perf_counter() - began
-        runs = _ours(stages, model, faster.classifier, images, labels, budget, seed)
+        runs = _ours(stages, model, faster.classifier, images, labels, budget, seed, ruler)
         ours.append(runs)
         driving = sum(run.seconds for run in runs)
         watch.time("ours", copying + driving)
@@ -119,11 +121,12 @@ def _ours(
     labels: Tensor,
     budget: Ball,
     seed: int,
+    ruler: Ruler,
 ) -> list[_StageRun]:
     robust = torch.ones(len(images), dtype=torch.bool)
     runs = []
     everything, own = examples_of(images, labels), Classifier(model)
-    slots, ruler = cpu_slots(images), Ruler(faster, own, images)
+    slots = cpu_slots(images)
     for stage in stages:
         own.passes, faster.passes = Passes(), Passes()
         source = [example for example in everything if robust[example.index]]

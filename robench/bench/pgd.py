@@ -37,15 +37,16 @@ def measure_pgd(settings: Settings) -> Measurement:
     watch = Stopwatch()  # before our own work makes a load
     model, images, labels = scene(settings)
     classifier = Classifier(model, name=settings.model)
-    epsilon = _radius(settings, model, images, labels)
     quick = quicken(classifier, images[: cpu_slots(images)])
+    ruler = Ruler(quick.classifier, classifier, images)
+    epsilon = _radius(settings, model, images, labels, ruler)
     assert quick.classifier.module is not None, "a bench runs on modules"
     sizes = [best_size(each, images) for each in (classifier, quick.classifier)]
     peers = {"foolbox": (model, sizes[0]), "foolbox on the fast path": (quick.classifier.module, sizes[1])}
     robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
     overheads = []
     for seed in range(settings.repeats):
-        run = _ours(model, images, labels, epsilon, seed)
+        run = _ours(model, images, labels, epsilon, seed, ruler)
         watch.time("ours", run.copying + run.driving)
         robust["ours"].append(run.robust)
         overheads.append(run.driving / run.pace.seconds(run.faster.backward, 0, run.own.forward))
@@ -82,14 +83,15 @@ def measure_pgd(settings: Settings) -> Measurement:
     )
 
 
-def _radius(settings: Settings, model: nn.Module, images: Tensor, labels: Tensor) -> Fraction:
+def _radius(settings: Settings, model: nn.Module, images: Tensor, labels: Tensor, ruler: Ruler) -> Fraction:
     """The radius asked for, or one found by halving, in steps of 1/1020, under which enough survive."""
     if settings.epsilon is not None:
         return fraction(settings.epsilon)
     low, high = 0, 64
     while high - low > 1:
         middle = (low + high) // 2
-        share = float(_ours(model, images, labels, Fraction(middle, 1020), 0).robust.float().mean())
+        run = _ours(model, images, labels, Fraction(middle, 1020), 0, ruler)
+        share = float(run.robust.float().mean())
         if SURVIVORS[0] <= share <= SURVIVORS[1]:
             return Fraction(middle, 1020)
         low, high = (middle, high) if share > SURVIVORS[1] else (low, middle)
@@ -114,7 +116,7 @@ class _Ours:
     pace: Pace
 
 
-def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, seed: int) -> _Ours:
+def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, seed: int, ruler: Ruler) -> _Ours:
     source = examples_of(images, labels)
     robust = torch.zeros(len(images), dtype=torch.bool)
     began = time.perf_counter()
@@ -124,7 +126,8 @@ def _ours(model: nn.Module, images: Tensor, labels: Tensor, epsilon: Fraction, s
     for each in (own, faster):
         each.passes = Passes()
     stage = Stage(PGD(step_size=float(_step_size(epsilon)), steps=STEPS))
-    budget, slots, ruler = LinfBall(float(epsilon)), cpu_slots(images), Ruler(faster, own, images)
+    budget, slots = LinfBall(float(epsilon)), cpu_slots(images)
+    ruler.restart()
     for finished in drive([stage], faster, source, budget=budget, seed=seed, slots=slots, confirm=own, on_left=ruler):
         robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
     driving, pace = ruler.stop()

@@ -41,11 +41,12 @@ def measure_tpa(settings: Settings) -> Measurement:
     faster = quicken(own, images[: cpu_slots(images)], gradients=False)
     assert faster.classifier.module is not None, "a bench runs on modules"
     slots = slots_for(faster.classifier, images, gradients=False)
+    ruler = Ruler(faster.classifier, own, images, gradients=False)
     peers = {"loop": LEAST_ROUNDS, "loop that stops at once": 1}
     robust: dict[str, list[Tensor]] = {"ours": [], **{name: [] for name in peers}}
     shares, rates, queries = [], [], []
     for seed in range(settings.repeats):
-        run = _ours(attack, faster.classifier, own, images, labels, seed, slots)
+        run = _ours(attack, faster.classifier, own, images, labels, seed, slots, ruler)
         watch.time("ours", run.seconds)
         robust["ours"].append(run.robust)
         queries.append(run.queries)
@@ -97,14 +98,21 @@ class _Ours:
 
 
 def _ours(
-    attack: TPA, faster: Classifier, own: Classifier, images: Tensor, labels: Tensor, seed: int, slots: int
+    attack: TPA,
+    faster: Classifier,
+    own: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    seed: int,
+    slots: int,
+    ruler: Ruler,
 ) -> _Ours:
     source = examples_of(images, labels)
     robust = torch.zeros(len(images), dtype=torch.bool)
     for each in (own, faster):
         each.passes = Passes()
-    ruler = Ruler(faster, own, images, gradients=False)
     stages = [Stage(attack)]
+    ruler.restart()
     for finished in drive(stages, faster, source, budget=BUDGET, seed=seed, slots=slots, confirm=own, on_left=ruler):
         robust[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
     seconds, pace = ruler.stop()

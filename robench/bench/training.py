@@ -44,13 +44,13 @@ def measure_training(settings: Settings) -> Measurement:
         with random_state_kept(), tempfile.TemporaryDirectory() as folder:
             sides = {"ours": _trainer(recipe, Path(folder), images, labels), "bare": _bare(recipe, images, labels)}
             for learn in sides.values():
-                learn(1)  # allocations, and the choice of kernels
+                learn()  # allocations, and the choice of kernels
             for _ in range(settings.repeats):
                 seconds = dict.fromkeys(sides, 0.0)
                 for _ in range(steps):
                     for side, learn in sides.items():
                         began = time.perf_counter()
-                        learn(1)
+                        learn()
                         seconds[side] += time.perf_counter() - began
                 for side in sides:
                     watch.time(f"{side}, {kind}", seconds[side])
@@ -85,8 +85,8 @@ def _recipe(model: str, adversary: AdversaryRecipe | None, batch_size: int) -> R
     return recipe.model_copy(update={"batch_size": batch_size, "adversary": adversary, "precision": "float32"})
 
 
-def _trainer(recipe: Recipe, folder: Path, images: Tensor, labels: Tensor) -> Callable[[int], None]:
-    """What takes steps as `robench train` takes them."""
+def _trainer(recipe: Recipe, folder: Path, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """What takes a step as `robench train` takes them."""
     training = Training(recipe, folder, {}, Options())
     training.model.train()
     device, count = training.share.device, len(images)
@@ -97,15 +97,14 @@ def _trainer(recipe: Recipe, folder: Path, images: Tensor, labels: Tensor) -> Ca
             return Part(images, labels, BatchDraws(torch.Generator().manual_seed(0), count, device=device))
         return Part(images, labels, ExampleDraws(recipe.seed, 0, 0, range(count), device=device))
 
-    def learn(steps: int) -> None:
-        for step in range(steps):
-            training.learn(0, step, (part() for _ in repeat(None)))
+    def learn() -> None:
+        training.learn(0, 0, (part() for _ in repeat(None)))
 
     return learn
 
 
-def _bare(recipe: Recipe, images: Tensor, labels: Tensor) -> Callable[[int], None]:
-    """The same steps in torch alone."""
+def _bare(recipe: Recipe, images: Tensor, labels: Tensor) -> Callable[[], None]:
+    """The same step in torch alone."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     model: nn.Module = build_model(recipe).to(device).train()
     images, labels = images.to(device), labels.to(device)
@@ -126,13 +125,12 @@ def _bare(recipe: Recipe, images: Tensor, labels: Tensor) -> Callable[[int], Non
         model.train()
         return torch.minimum(torch.maximum(moved, images - radius), images + radius).clamp(0, 1)
 
-    def learn(steps: int) -> None:
-        for _ in range(steps):
-            batch = images if recipe.adversary is None else attacked()
-            loss = F.cross_entropy(model(batch), labels, label_smoothing=recipe.label_smoothing)
-            optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
-            optimizer.step()
-            loss.item()
+    def learn() -> None:
+        batch = images if recipe.adversary is None else attacked()
+        loss = F.cross_entropy(model(batch), labels, label_smoothing=recipe.label_smoothing)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch leaves Tensor.backward untyped
+        optimizer.step()
+        loss.item()
 
     return learn

@@ -6,6 +6,8 @@ import torch
 
 from robench.bench import CATALOGUE, Settings
 from robench.bench import pgd as bench
+from robench.bench.ruler import Ruler
+from robench.classifier import Classifier
 from robench.errors import DataError
 from tests.fakes import random_images, two_class_linear
 
@@ -50,7 +52,9 @@ def test_verdicts_of_both_are_those_of_the_closed_form() -> None:
     labels, epsilon = logits.argmax(dim=1), Fraction(float(reach.median())) + Fraction(1, 10**6)
     expected = reach > float(epsilon)
     assert expected.sum() == 20
-    assert torch.equal(bench._ours(model, images, labels, epsilon, 0).robust, expected)
+    classifier = Classifier(model)
+    ruler = Ruler(classifier, classifier, images)
+    assert torch.equal(bench._ours(model, images, labels, epsilon, 0, ruler).robust, expected)
     assert torch.equal(bench._foolbox(model, images, labels, epsilon, 0, 16), expected)
 
 
