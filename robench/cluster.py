@@ -84,7 +84,7 @@ def _importing() -> Iterator[None]:
         thread.join()
 
 
-_PATHS = ("weights", "textures", "clean", "reference_weights", "save_adversarial")
+_PATHS = ("weights", "textures", "clean", "reference_weights")
 """Options that may be paths."""
 
 
@@ -121,7 +121,7 @@ class RayCrew:
         paths = {name: whole_path(getattr(options, name)) for name in _PATHS}
         self._work = model, {**given, "data": whole_path(given.get("data")), "options": replace(options, **paths)}
 
-    def start(self, run: Run) -> None:
+    def start(self, run: Run, *, save_adversarial: Path | None) -> None:
         assert self._work is not None, "a crew takes on its work first"
         model, arguments = self._work
         protocol = run.plan.parsed_protocol()
@@ -130,7 +130,7 @@ class RayCrew:
             rank = Rank(index + 1, self._processes)  # rank 0 is here, and does not attack
             # Not `fresh`: who planned the run has started over already.
             settings: dict[str, Any] = {"crew": None, "watcher": Silent(), "showcase": None, "fresh": False}
-            options = replace(arguments["options"], rank=rank, **settings)
+            options = replace(arguments["options"], rank=rank, save_adversarial=save_adversarial, **settings)
             chosen = {**arguments, "options": options, "run_dir": str(run.folder.resolve())}
             self._tasks.append(task.remote(model, protocol.exact_name if run.plan.official else protocol, chosen))
 

@@ -228,6 +228,7 @@ def _evaluate(request: Request, registered: Registered, run_dir: str | Path | No
 def _carry_out(run: Run, scene: Prepared, options: Options, adversarial: AdversarialImages | None) -> Result:
     """Attack what the run still misses, beside others who do, and fold it into the result."""
     rank = options.rank or Rank(0, 1)
+    kept = adversarial.folder.resolve() if adversarial is not None else None
     with working(run, first=rank.index == 0, attacks=options.crew is None) as worker:
         run.record("fast path", {"measures": scene.fast.measures, "notes": scene.fast.notes})
         for note in scene.fast.notes:
@@ -237,7 +238,7 @@ def _carry_out(run: Run, scene: Prepared, options: Options, adversarial: Adversa
             options.watcher.notice(f"Sharing {run.folder} with {others} other process{'es' if others > 1 else ''}.")
         work = Execution(
             run,
-            Share(run, worker, expected=rank.size, crew=options.crew),
+            Share(run, worker, expected=rank.size, crew=options.crew, save_adversarial=kept),
             classifier=scene.classifier,
             faster=scene.fast.classifier,
             source=scene.source,

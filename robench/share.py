@@ -7,6 +7,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from robench.claims import Claims, Worker
@@ -36,8 +37,8 @@ class Rank:
 class Crew(Protocol):
     """Processes elsewhere that make the shards of a run instead of this one."""
 
-    def start(self, run: Run) -> None:
-        """Set them to work on a run that is planned."""
+    def start(self, run: Run, *, save_adversarial: Path | None) -> None:
+        """Set them to work on a run that is planned, and say in which folder images that fool are kept, if any."""
         ...
 
     def check(self) -> None:
@@ -57,10 +58,19 @@ class Share:
       worker: this process.
       expected: workers that were started together.
       crew: who makes all shards instead of this worker.
+      save_adversarial: in which folder the crew keeps images that fool.
     """
 
-    def __init__(self, run: Run, worker: Worker, *, expected: int = 1, crew: Crew | None = None) -> None:
-        self._crew = crew
+    def __init__(
+        self,
+        run: Run,
+        worker: Worker,
+        *,
+        expected: int = 1,
+        crew: Crew | None = None,
+        save_adversarial: Path | None = None,
+    ) -> None:
+        self._crew, self._save_adversarial = crew, save_adversarial
         self.missing = run.missing_shards()
         self.waited = 0.0
         """Seconds in which others had all that was left."""
@@ -81,7 +91,7 @@ class Share:
         shards, pause = self.missing, POLL_SECONDS[0]
         since = time.monotonic()
         if shards and self._crew is not None:
-            self._crew.start(self._run)
+            self._crew.start(self._run, save_adversarial=self._save_adversarial)
         while shards:
             self._held = []
             drawn = self._drawn(shards)

@@ -206,9 +206,12 @@ def test_a_plan_is_there_to_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     crew = RayCrew(Sending(), 2)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "images").mkdir()
-    options = Options(watcher=Silent(), crew=crew, fresh=True, textures=Path("images"), clean="hf-hub:org/name")
+    kept, images = Path("fooling"), Path("images")
+    options = Options(
+        watcher=Silent(), crew=crew, fresh=True, textures=images, clean="hf-hub:org/name", save_adversarial=kept
+    )
     crew.take_on("mini-resnet", data="images", run_dir="elsewhere", options=options)
-    crew.start(run)
+    crew.start(run, save_adversarial=tmp_path / "fooling" / "of-this-protocol")
     assert [model for model, _, _ in sent] == ["mini-resnet"] * 2
     assert {protocol for _, protocol, _ in sent} == {run.plan.parsed_protocol().exact_name}
     assert [given["run_dir"] for _, _, given in sent] == [str(run.folder.resolve())] * 2
@@ -217,4 +220,6 @@ def test_a_plan_is_there_to_be_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert {given["options"].fresh for _, _, given in sent} == {False}  # it would delete what the others make
     assert {given["data"] for _, _, given in sent} == {str(tmp_path / "images")}
     assert {given["options"].textures for _, _, given in sent} == {tmp_path / "images"}
+    told = {given["options"].save_adversarial for _, _, given in sent}
+    assert told == {tmp_path / "fooling" / "of-this-protocol"}, "of several protocols each has a folder of its own"
     assert {given["options"].clean for _, _, given in sent} == {"hf-hub:org/name"}
