@@ -64,34 +64,32 @@ def choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor | None:
     loop = _loop(_choose, yes, no)
     if loop is None or rows.dtype != torch.bool or rows.shape != no.shape[:1]:
         return None
-    chosen = torch.empty_like(no)
-    loop(rows.contiguous().numpy(), *_flat(yes, no, chosen))
+    chosen = no.clone()  # torch copies with all its threads
+    loop(rows.contiguous().numpy(), *_flat(yes, chosen))
     return chosen
 
 
 def push_squares(
-    images: Tensor, clean: Tensor, corners: Tensor, sides: Tensor, signs: Tensor, epsilon: float
+    images: Tensor, clean: Tensor, places: Tensor, signs: Tensor, sides: Tensor, epsilon: float
 ) -> Tensor | None:
     """The images with one square of each moved by two radii, then back into the L-inf ball.
 
     Args:
       images, clean: shape (N, C, H, W).
-      corners: row and column where each square begins, int64, shape (N, 2); it must fit.
-      sides: of the squares, int64, shape (N,).
-      signs: of each channel's push, 1 or -1, float32, shape (N, C).
+      places: how far down and to the right each square begins, of the room there is, float32 in [0, 1), shape (N, 2).
+      signs: of each channel's push, down where below 0.5 and else up, float32, shape (N, C).
+      sides: of the squares in pixels, at most H and W, int64, shape (N,).
       epsilon: the radius.
     """
     loop = _loop(_push_squares, images, clean)
     if loop is None:
         return None
-    assert len(corners) == len(sides) == len(images)  # compiled loops check no bounds
+    assert len(places) == len(sides) == len(images)  # compiled loops check no bounds
     assert signs.shape == images.shape[:2]
-    last = torch.tensor(images.shape[2:]) - sides[:, None]
-    assert bool(((corners >= 0) & (corners <= last)).all())
-    pushed = torch.empty_like(images)
-    places = torch.cat([corners, sides[:, None]], dim=1).numpy()
-    whole = (each.detach().numpy() for each in (images, clean))
-    loop(*whole, places, (2 * epsilon * signs).numpy(), np.float32(epsilon), pushed.numpy())
+    pushed = images.clone()  # torch copies with all its threads
+    loop(
+        *(each.detach().numpy() for each in (places, signs, sides)), np.float32(epsilon), clean.numpy(), pushed.numpy()
+    )
     return pushed
 
 
@@ -231,30 +229,29 @@ def _advance_with_momentum(
             moved[row, at] = np.float32(1) if value > 1 else value
 
 
-def _choose(rows: Any, yes: Any, no: Any, chosen: Any) -> None:
-    for row in range(no.shape[0]):
-        source = yes if rows[row] else no
-        for at in range(no.shape[1]):
-            chosen[row, at] = source[row, at]
+def _choose(rows: Any, yes: Any, chosen: Any) -> None:
+    for row in range(yes.shape[0]):
+        if rows[row]:
+            for at in range(yes.shape[1]):  # a slice would take numba ten times as long to compile
+                chosen[row, at] = yes[row, at]
 
 
-def _push_squares(images: Any, clean: Any, places: Any, pushes: Any, epsilon: Any, pushed: Any) -> None:
+def _push_squares(places: Any, signs: Any, sides: Any, epsilon: Any, clean: Any, images: Any) -> None:
     for image in range(images.shape[0]):
-        top, left, side = places[image, 0], places[image, 1], places[image, 2]
+        side = sides[image]
+        top = int(np.float32(places[image, 0] * np.float32(images.shape[2] - side)))
+        left = int(np.float32(places[image, 1] * np.float32(images.shape[3] - side)))
         for channel in range(images.shape[1]):
-            for row in range(images.shape[2]):  # a slice would take numba ten times as long to compile
-                for column in range(images.shape[3]):
-                    pushed[image, channel, row, column] = images[image, channel, row, column]
-            push = pushes[image, channel]
+            push = 2 * epsilon if signs[image, channel] >= 0.5 else -2 * epsilon
             for row in range(top, top + side):
                 for column in range(left, left + side):
                     near = clean[image, channel, row, column]
-                    value = images[image, channel, row, column] + push
-                    low, high = near - epsilon, near + epsilon
+                    value = np.float32(images[image, channel, row, column] + push)
+                    low, high = np.float32(near - epsilon), np.float32(near + epsilon)
                     value = low if value < low else value
                     value = high if value > high else value
                     value = np.float32(0) if value < 0 else value
-                    pushed[image, channel, row, column] = np.float32(1) if value > 1 else value
+                    images[image, channel, row, column] = np.float32(1) if value > 1 else value
 
 
 # Bits of floats, as integers: those of positive ones rise with them, those of negative ones fall. Integers are
@@ -353,18 +350,18 @@ _LOOPS: dict[Callable[..., None], tuple[str, Callable[[], tuple[Any, ...]]]] = {
         ),
     ),
     _choose: (
-        f"b1[::1],{_IMAGES},{_IMAGES},{_IMAGES}",
-        lambda: (np.array([False, True]), _values(0, 1, *_PAIR), _values(1, 2, *_PAIR), _values(0, 0, *_PAIR)),
+        f"b1[::1],{_IMAGES},{_IMAGES}",
+        lambda: (np.array([False, True]), _values(0, 1, *_PAIR), _values(1, 2, *_PAIR)),
     ),
     _push_squares: (
-        f"f4[:,:,:,::1],f4[:,:,:,::1],i8[:,::1],{_IMAGES},f4,f4[:,:,:,::1]",
+        "f4[:,:],f4[:,:],i8[::1],f4,f4[:,:,:,::1],f4[:,:,:,::1]",
         lambda: (
-            _values(0, 1, 2, 3, 3, 3),
-            _values(0, 1, 2, 3, 3, 3),
-            np.array([[0, 1, 2], [1, 0, 1]]),
-            _values(-0.2, 0.2, 2, 3),
+            _values(0, 0.9, 2, 2),
+            _values(0, 1, 2, 3),
+            np.array([2, 1]),
             np.float32(0.05),
-            _values(0, 0, 2, 3, 3, 3),
+            _values(0, 1, 2, 3, 3, 3),
+            _values(0, 1, 2, 3, 3, 3),
         ),
     ),
     _extremes: (

@@ -143,9 +143,8 @@ class Square:
         numbers = state.numbers[slots, state.query - BLOCK * state.block]
         sides = self._sides(clean.shape[2], clean.shape[3], state.query, isinstance(state.budget, L2Ball))
         if type(state.budget) is LinfBall:
-            corners = _corners(numbers[:, :2], sides[:, None], clean)
-            signs = _signs(numbers[:, 3 : 3 + clean.shape[1]])
-            swept = compiled.push_squares(state.best, clean, corners, sides, signs, state.budget.epsilon)
+            signs = numbers[:, 3 : 3 + clean.shape[1]]
+            swept = compiled.push_squares(state.best, clean, numbers[:, :2], signs, sides, state.budget.epsilon)
             if swept is not None:
                 return swept
         images = state.best.clone()  # changed in place
