@@ -16,14 +16,18 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from robench.attacks import REVISION
 from robench.cluster import RETRIES, whole_path
 from robench.errors import RobenchError, RunError, complaint
 from robench.estimate import estimate
 from robench.evaluation import Options, evaluate
 from robench.forecast import Work
+from robench.hub import SCHEME
 from robench.preparation import default_shard_size
 from robench.registry import resolve
+from robench.result import read_result
 from robench.runs import Run, write_whole, writing
+from robench.zoo import MODELS
 
 POLL_SECONDS = 0.5
 """Between two looks at tasks."""
@@ -160,7 +164,15 @@ def sweep(plan: SweepPlan, ray: Any, *, processes: int, on_row: Callable[[Row], 
             write_whole(plan.run_dir / "summary.json", content.encode())
         on_row(row)
 
-    ended = _here(plan.jobs()) if ray is None else _Tasks(ray, plan, processes).ended()
+    missing = []
+    for job in plan.jobs():
+        row = row_without_its_model(job)
+        if row is not None:
+            end(job, row)
+        else:
+            missing.append(job)
+    on_gpu = str(plan.device or "").startswith("cuda")
+    ended = _here(missing) if ray is None else _Tasks(ray, missing, processes, on_gpu=on_gpu).ended()
     for job, row in ended:
         end(job, row)
     return [rows[job.name] for job in plan.jobs()]
@@ -188,6 +200,35 @@ def carry_out(job: Job) -> Row:
     return Row(job.name, str(job.folder), result=str(result))
 
 
+def row_without_its_model(job: Job) -> Row | None:
+    """The row of a run that is finished, without loading its model; None where `evaluate` must look.
+
+    It must where something else may be meant by now: another model, protocol, data or attack, or what a name does not
+    pin: a file of weights, a folder, a function. Whatever is damaged is its affair, too.
+    """
+    try:
+        result = read_result(job.folder)
+        plan = Run.open(job.folder).plan
+    except RobenchError:
+        return None
+    own, _, revision = job.model.model.partition("@")
+    registered, data, limit = resolve(job.protocol), plan.data, job.plan.limit
+    reference = plan.model.reference or ""
+    same = (
+        (reference in MODELS or reference.startswith(("timm:", SCHEME)))
+        and reference in (own, f"timm:{own}")
+        and revision in ("", plan.model.revision)
+        and plan.model.name == (job.model.name or plan.model.name)
+        and (plan.weights, job.model.weights) == (None, None)
+        and (plan.parsed_protocol(), plan.official) == (registered.protocol, registered.official)
+        and plan.attack_revision == REVISION
+        and plan.engine == "native"
+        and data.path == (str(job.plan.data) if job.plan.data is not None else None)
+        and (data.limit == limit or (data.limit is None and limit is not None and limit >= data.count))
+    )
+    return Row(job.name, str(job.folder), result=str(result)) if same else None
+
+
 def _here(jobs: list[Job]) -> Iterator[tuple[Job, Row]]:
     for job in jobs:
         yield job, carry_out(job)
@@ -196,10 +237,9 @@ def _here(jobs: list[Job]) -> Iterator[tuple[Job, Row]]:
 class _Tasks:
     """The tasks of a sweep on Ray."""
 
-    def __init__(self, ray: Any, plan: SweepPlan, processes: int) -> None:
-        self._ray, self._processes = ray, processes
-        self._on_gpu = str(plan.device or "").startswith("cuda")
-        self._waiting = deque(plan.jobs())
+    def __init__(self, ray: Any, jobs: list[Job], processes: int, *, on_gpu: bool) -> None:
+        self._ray, self._processes, self._on_gpu = ray, processes, on_gpu
+        self._waiting = deque(jobs)
         self._going: dict[Any, Job] = {}
         self._ended: set[str] = set()
 

@@ -7,7 +7,18 @@ import pytest
 
 from robench import sweep as sweep_room
 from robench.errors import ProtocolError, RunError
-from robench.sweep import Job, Row, SweepPlan, carry_out, gpu_share, read_sweep, shards_done, sweep, works_of
+from robench.sweep import (
+    Job,
+    Row,
+    SweepPlan,
+    carry_out,
+    gpu_share,
+    read_sweep,
+    row_without_its_model,
+    shards_done,
+    sweep,
+    works_of,
+)
 
 PLAN = """
 schema = "robench.sweep/1"
@@ -44,6 +55,70 @@ def test_a_failure_is_a_row_and_a_restart_skips_what_is_done(plan: SweepPlan, mo
     events = (Path(rows[0].folder) / "events.jsonl").read_bytes()
     assert sweep(plan, None, processes=1, on_row=told.append) == rows
     assert (Path(rows[0].folder) / "events.jsonl").read_bytes() == events  # nothing was attacked again
+
+
+def _changed(plan: SweepPlan, **changes: Any) -> SweepPlan:
+    """The plan with other values, those of its first model under `models.`."""
+    own = {name.removeprefix("models."): value for name, value in changes.items() if name.startswith("models.")}
+    rest = {name: value for name, value in changes.items() if not name.startswith("models.")}
+    return plan.model_copy(update={**rest, "models": (plan.models[0].model_copy(update=own), *plan.models[1:])})
+
+
+def test_a_finished_run_is_read_without_its_model_unless_something_else_is_meant(
+    plan: SweepPlan, tmp_path: Path
+) -> None:
+    [job, _] = plan.jobs()
+    assert row_without_its_model(job) is None
+    row = carry_out(job)
+    assert row_without_its_model(job) == row
+    for same in (_changed(plan, batch_size=16), _changed(plan, **{"models.survivors": 1.0})):
+        assert row_without_its_model(same.jobs()[0]) == row
+    own = {"models.name": "mini-resnet"}  # in the same folder
+    others: list[dict[str, Any]] = [
+        {"limit": 5},
+        {"limit": None},
+        {"data": tmp_path},
+        {"models.model": "mini-deit", **own},
+        {"models.model": "mini-resnet@1", **own},
+        {"models.weights": tmp_path / "weights.safetensors"},
+    ]
+    for changes in others:
+        other = _changed(plan, **changes).jobs()[0]
+        assert other.folder == job.folder
+        assert row_without_its_model(other) is None, changes
+    (job.folder / "outcomes.csv.gz").write_bytes(b"")
+    assert row_without_its_model(job) is None
+
+
+@pytest.mark.parametrize(
+    ("where", "key", "value"),
+    [
+        ("plan", "attack_revision", 0),
+        ("plan", "engine", "reference"),
+        ("plan", "weights", "weights.safetensors"),
+        ("model", "reference", "tests.fakes:model"),
+        ("model", "name", "other"),
+        ("protocol", "title", "Another"),
+    ],
+)
+def test_a_run_of_something_else_is_not_taken_for_it(plan: SweepPlan, where: str, key: str, value: Any) -> None:
+    job = _changed(plan, **{"models.name": "mini-resnet"}).jobs()[0]
+    assert row_without_its_model(job) is None
+    carry_out(job)
+    assert row_without_its_model(job) is not None
+    path = job.folder / "plan.json"
+    content = json.loads(path.read_text())
+    (content if where == "plan" else content[where])[key] = value
+    path.write_text(json.dumps(content))
+    assert row_without_its_model(job) is None
+
+
+def test_a_restart_starts_no_task_for_what_is_finished(plan: SweepPlan) -> None:
+    done = carry_out(plan.jobs()[0])
+    ray = _Ray(lambda job: Row(job.name, "", result="fine"))
+    rows = sweep(plan, ray, processes=2, on_row=lambda row: None)
+    assert rows == [done, Row(plan.jobs()[1].name, "", result="fine")]
+    assert ray.started == [plan.jobs()[1].name]
 
 
 def test_whatever_a_model_raises_is_a_row(plan: SweepPlan, monkeypatch: pytest.MonkeyPatch) -> None:
