@@ -5,7 +5,7 @@
 One evaluation, alone, on 2 and 4 ranks by torchrun, and with 2 and 4 workers on Ray, every process with one thread;
 then `shards.py`. Measure on a machine with nothing else to do. It may be interrupted: runs that are finished are kept
 in the folder, and the same command goes on; `--steps 2` does two more of them and stops. Figures are medians over
-`--repeats`.
+`--repeats`. With `--files` the images of the mini suite are written as files first, and every process decodes its own.
 
 `start` is what passes from the command until the first process attacks, `attack` from there until the last shard is
 written, `idle` the largest share of that in which a process had nothing to do or had not begun. Processes in excess of
@@ -25,8 +25,10 @@ from collections import defaultdict
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from PIL import Image
 from shards import EXECUTORS, growths, span_of
 
+from robench.data.mini import attack_set
 from robench.runs import Run
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -59,9 +61,9 @@ class Limit:
         return f"| {self.what} | {self.limit:g} | {self.found:.3f} | {'yes' if self.found <= self.limit else 'no'} |"
 
 
-def ways(model: str, protocol: str, limit: int | None) -> dict[str, list[str]]:
+def ways(model: str, protocol: str, *options: str) -> dict[str, list[str]]:
     """Commands by what they are called here."""
-    command = ["-m", "robench", "evaluate", model, protocol, *(["--limit", str(limit)] if limit else [])]
+    command = ["-m", "robench", "evaluate", model, protocol, *options]
     ranks = {f"{count} ranks": [*TORCHRUN, str(count), *command] for count in RANKS}
     ray = {f"Ray, {count}": [*command, "--executor", "ray", "--processes", str(count)] for count in WORKERS}
     return {"one process": command, **ranks, **ray}
@@ -82,6 +84,15 @@ def timed(command: list[str], kept: Path, *, workers: int) -> Timing:
     kept.write_text(json.dumps(asdict(timing)) + "\n")
     shutil.rmtree(folder)
     return timing
+
+
+def files_in(folder: Path) -> Path:
+    """The images that are attacked, as files in a sub-folder for each class."""
+    for number, (pixels, label) in enumerate(zip(*attack_set(), strict=True)):
+        path = folder / f"{label:02d}" / f"{number:04d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.transpose(1, 2, 0)).save(path)
+    return folder
 
 
 def medians(timings: list[Timing]) -> Timing:
@@ -139,12 +150,16 @@ def main() -> None:
     parser.add_argument("--model", default="mini-resnet-adv")
     parser.add_argument("--protocol", default="mini-autoattack-linf")
     parser.add_argument("--limit", type=int)
+    parser.add_argument("--files", action="store_true", help="read the images from files")
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--steps", type=int, help="how many runs to make before stopping")
     parser.add_argument("--without-shards", action="store_true", help="leave out 1,000 and 10,000 shards")
     arguments = parser.parse_args()
     arguments.folder.mkdir(parents=True, exist_ok=True)
-    commands = ways(arguments.model, arguments.protocol, arguments.limit)
+    options = ["--limit", str(arguments.limit)] if arguments.limit else []
+    if arguments.files:
+        options += ["--data", str(files_in(arguments.folder / "images"))]
+    commands = ways(arguments.model, arguments.protocol, *options)
     found = collected(commands, arguments.folder, repeats=arguments.repeats, steps=arguments.steps)
     rows = limits(found)
     if not arguments.without_shards:
