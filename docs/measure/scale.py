@@ -5,7 +5,8 @@
 One evaluation, alone, on 2 and 4 ranks by torchrun, and with 2 and 4 workers on Ray, every process with one thread;
 then `shards.py`. Measure on a machine with nothing else to do. It may be interrupted: runs that are finished are kept
 in the folder, and the same command goes on; `--steps 2` does two more of them and stops. Figures are medians over
-`--repeats`. With `--files` the images of the mini suite are written as files first, and every process decodes its own.
+`--repeats`. With `--files` the images of the mini suite are written as files first, and every process decodes its own;
+what is kept then lies apart. Another model, protocol or limit needs a folder of its own.
 
 `start` is what passes from the command until the first process attacks, `attack` from there until the last shard is
 written, `idle` the largest share of that in which a process had nothing to do or had not begun. Processes in excess of
@@ -155,15 +156,16 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="how many runs to make before stopping")
     parser.add_argument("--without-shards", action="store_true", help="leave out 1,000 and 10,000 shards")
     arguments = parser.parse_args()
-    arguments.folder.mkdir(parents=True, exist_ok=True)
+    folder = arguments.folder / "files" if arguments.files else arguments.folder
+    folder.mkdir(parents=True, exist_ok=True)
     options = ["--limit", str(arguments.limit)] if arguments.limit else []
     if arguments.files:
-        options += ["--data", str(files_in(arguments.folder / "images"))]
+        options += ["--data", str(files_in(folder / "images"))]
     commands = ways(arguments.model, arguments.protocol, *options)
-    found = collected(commands, arguments.folder, repeats=arguments.repeats, steps=arguments.steps)
+    found = collected(commands, folder, repeats=arguments.repeats, steps=arguments.steps)
     rows = limits(found)
     if not arguments.without_shards:
-        rows += shard_limits(arguments.folder / "shards")
+        rows += shard_limits(folder / "shards")
     lines = ["| way | wall | start | attack | CPU | idle |", "|---|---|---|---|---|---|"]
     for name, timing in found.items():
         seconds = " | ".join(f"{getattr(timing, each):.1f} s" for each in ("wall", "start", "attack", "cpu"))
