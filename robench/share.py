@@ -15,6 +15,8 @@ from robench.runs import Run
 
 POLL_SECONDS = (0.1, 2.0)
 """Shortest and longest time between two looks at what others finish."""
+POLL_SHARE = 20
+"""Between these bounds, the pause after a look is so many times as long as the look."""
 ARRIVAL_SECONDS = 60.0
 """So long workers that were started together are expected, though they have not come yet."""
 
@@ -88,25 +90,24 @@ class Share:
         Args:
           waiting: told again and again how many shards others still have.
         """
-        shards, pause = self.missing, POLL_SECONDS[0]
-        since = time.monotonic()
+        shards, since = self.missing, time.monotonic()
         if shards and self._crew is not None:
             self._crew.start(self._run, save_adversarial=self._save_adversarial)
         while shards:
             self._held = []
-            drawn = self._drawn(shards)
+            drawn, look = self._drawn(shards), time.monotonic()
             first = next(drawn, None)
             if first is not None:
                 self.waited += time.monotonic() - since
                 yield itertools.chain([first], drawn)
-                since, pause = time.monotonic(), POLL_SECONDS[0]
+                since = look = time.monotonic()
             shards = [shard for shard in self._held if not self._run.shard_path(shard).exists()]
+            pause = POLL_SHARE * (time.monotonic() - look)
             if shards:
                 if self._crew is not None:
                     self._crew.check()
                 waiting(len(shards))
-                time.sleep(pause)
-                pause = min(1.5 * pause, POLL_SECONDS[1])
+                time.sleep(min(max(pause, POLL_SECONDS[0]), POLL_SECONDS[1]))
         self.waited += time.monotonic() - since
 
     def _drawn(self, shards: Sequence[int]) -> Iterator[int]:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -69,6 +70,30 @@ def test_what_a_dead_worker_leaves_is_made_by_another(run: Run) -> None:
         assert waited == [2, 2, 2]
         assert mine.waited > 0
     assert run.missing_shards() == []
+
+
+def test_who_waits_looks_often_while_a_look_costs_little(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, pauses, costs = [0.0], list[float](), iter([0.0, 0.01, 1.0, 0.0])
+
+    def claimed_by_another(index: int) -> bool:
+        now[0] += next(costs) if index == 0 else 0.0
+        return False
+
+    def sleep(seconds: float) -> None:
+        now[0] += seconds
+        pauses.append(seconds)
+        if len(pauses) == 3:
+            for index in range(20):
+                run.write_shard(shard(run, index, MANY))
+
+    monkeypatch.setattr(share, "time", SimpleNamespace(monotonic=lambda: now[0], sleep=sleep))
+    monkeypatch.setattr(share, "POLL_SECONDS", (0.1, 2.0))
+    with working(run) as worker:
+        mine = Share(run, worker)
+        monkeypatch.setattr(mine._claims, "take", claimed_by_another)
+        assert list(mine.rounds(lambda left: None)) == []
+    assert pauses == pytest.approx([0.1, 0.2, 2.0])
+    assert mine.waited == pytest.approx(sum(pauses) + 1.01)
 
 
 def test_a_worker_has_a_small_part_in_flight_whatever_others_have(run: Run) -> None:
