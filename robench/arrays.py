@@ -17,6 +17,10 @@ from robench import compiled
 
 R = TypeVar("R")
 
+TOGETHER = 16
+"""Rows of images of 64 pixels that a CPU's cache holds with all that arithmetic makes of them; no fewer, as the last
+bits of a sum over a row may depend on how many rows there are."""
+
 
 def take(record: R, rows: Tensor) -> R:
     """The given rows of every tensor, in the order given."""
@@ -72,6 +76,15 @@ def rows_of(values: Tensor, rows: Tensor) -> Tensor:
 def with_rows(values: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     """`values` with the given rows, which rise without repetition, replaced: `new` itself where they are all."""
     return new if len(rows) == len(values) else values.index_copy(0, rows, new)
+
+
+def in_cache(images: Tensor) -> list[slice]:
+    """Parts of a batch to go through one after the other where arithmetic has many steps: the cache holds one part.
+
+    Each has at least `TOGETHER` rows if there are so many. On a GPU, all rows are one part.
+    """
+    parts = max(len(images) // TOGETHER, 1) if images.device.type == "cpu" else 1
+    return [slice(part * TOGETHER, (part + 1) * TOGETHER if part + 1 < parts else None) for part in range(parts)]
 
 
 def choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:

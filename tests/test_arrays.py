@@ -3,7 +3,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robench.arrays import batch_of, join, pad_rows, place, put, state_digest, take
+from robench.arrays import batch_of, in_cache, join, pad_rows, place, put, state_digest, take
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,14 @@ def test_a_batch_takes_the_memory_of_the_last_one_where_that_is_enough() -> None
     for other in (torch.zeros(3, 3, 8, 8), torch.zeros(4, 3, 9, 8)):
         assert torch.equal(batch_of(images, torch.device("cpu"), last=other), expected)
         assert not other.any()
+
+
+def test_parts_for_the_cache_are_all_rows_in_order_and_none_is_small() -> None:
+    for rows in (0, 1, 15, 16, 31, 32, 47, 128, 130):
+        parts = [range(rows)[part] for part in in_cache(torch.zeros(rows, 2))]
+        assert [row for part in parts for row in part] == list(range(rows))
+        assert all(16 <= len(part) < 32 for part in parts) or (len(parts) == 1 and rows < 16)
+    assert len(in_cache(torch.zeros(128, 2, device="meta"))) == 1  # no cache to fit into
 
 
 def test_pad_rows_repeats_the_last_row() -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robench.arrays import choose, rows_of, with_rows
+from robench.arrays import choose, in_cache, rows_of, with_rows
 from robench.attacks.interface import Answer, Examples, Query
 from robench.budgets import BALLS, Ball
 from robench.errors import ProtocolError, complaint
@@ -130,7 +130,13 @@ class FAB:
 
     def _walk(self, state: FABState, rows: Tensor, gap: Tensor, slope: Tensor) -> Tensor:
         """The next image of these slots."""
-        point, clean, budget = rows_of(state.point, rows), rows_of(state.examples.images, rows), state.budget
+        point, clean = rows_of(state.point, rows), rows_of(state.examples.images, rows)
+        parts = in_cache(slope)
+        moved = (self._nearer(point[part], clean[part], slope[part], gap[part], state.budget) for part in parts)
+        return torch.cat(list(moved))
+
+    def _nearer(self, point: Tensor, clean: Tensor, slope: Tensor, gap: Tensor, budget: Ball) -> Tensor:
+        """Near the boundary as it is seen from these images, and nearer to the clean ones."""
         rise = _dot(slope, point) - gap  # the plane: slope . z = rise
         near, far = (to_hyperplane(images, slope, rise, budget) for images in (point, clean))
         lengths = [budget.length(change).clamp(min=1e-8) for change in (near, far)]

@@ -3,20 +3,23 @@ import torch
 from pyautoattack.fab_pt import FABAttack_PT
 from scipy.optimize import minimize
 
+from robench import arrays
 from robench.attacks.drive import Example, Stage, drive
 from robench.attacks.fab import FAB, to_hyperplane
+from robench.attacks.interface import Answer, Examples
 from robench.budgets import BUDGETS, L2Ball, LinfBall
 from robench.classifier import Classifier
 from robench.data.mini import attack_set
 from robench.errors import ProtocolError
+from robench.randomness import Draws
 from robench.zoo import load_model
 
 
 @pytest.mark.parametrize(("norm", "epsilon"), [("linf", 3 / 255), ("linf", 5 / 255), ("l2", 0.6)])
 def test_verdicts_are_the_references(norm: str, epsilon: float) -> None:
     """Neither draws random numbers; the reference goes on where this one stops."""
-    arrays = attack_set()
-    images, labels = torch.from_numpy(arrays[0][:24]).float() / 255, torch.from_numpy(arrays[1][:24])
+    pixels, classes = attack_set()
+    images, labels = torch.from_numpy(pixels[:24]).float() / 255, torch.from_numpy(classes[:24])
     model = load_model("mini-resnet-gelu-adv").requires_grad_(False)
     settings = {"norm": {"linf": "Linf", "l2": "L2"}[norm], "eps": epsilon, "n_iter": 12, "n_target_classes": 2}
     reference = FABAttack_PT(model, n_restarts=1, targeted=True, seed=0, device="cpu", **settings)
@@ -31,6 +34,26 @@ def test_verdicts_are_the_references(norm: str, epsilon: float) -> None:
         found[finished.index] = finished.clean_prediction == finished.label and not finished.fooled_at
     assert 0 < int(expected.sum()) < len(images)
     assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_going_part_by_part_moves_no_bit(norm: str, threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator, before = torch.Generator().manual_seed(0), torch.get_num_threads()
+    images, slope = (torch.rand(75, 3, 32, 32, generator=generator) for _ in range(2))
+    examples = Examples(images, torch.zeros(75, dtype=torch.int64), torch.randn(75, 10, generator=generator))
+    answer = Answer(examples.logits, torch.randn(75, generator=generator), slope - 0.5)
+    points = []
+    torch.set_num_threads(threads)
+    try:
+        for together in (16, 75):
+            monkeypatch.setattr(arrays, "TOGETHER", together)
+            state = FAB().start(examples, BUDGETS[norm](0.5), Draws.of(0, [f"{row}" for row in range(75)]))
+            points.append(FAB().tell(state, answer).point)
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*points)
+    assert not torch.equal(points[0], images)
 
 
 def _scene(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
