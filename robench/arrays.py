@@ -5,7 +5,7 @@ Not here: anything that knows what the tensors mean.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, TypeVar
 
@@ -78,13 +78,16 @@ def with_rows(values: Tensor, rows: Tensor, new: Tensor) -> Tensor:
     return new if len(rows) == len(values) else values.index_copy(0, rows, new)
 
 
-def in_cache(images: Tensor) -> list[slice]:
-    """Parts of a batch to go through one after the other where arithmetic has many steps: the cache holds one part.
+def in_cache(*batches: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Batches part by part, where arithmetic has many steps: a CPU's cache holds what one part needs.
 
-    Each has at least `TOGETHER` rows if there are so many. On a GPU, all rows are one part.
+    Each part has at least `TOGETHER` rows if there are so many. On a GPU, all rows are one part.
+
+    Args:
+      batches: with as many rows each.
     """
-    parts = max(len(images) // TOGETHER, 1) if images.device.type == "cpu" else 1
-    return [slice(part * TOGETHER, (part + 1) * TOGETHER if part + 1 < parts else None) for part in range(parts)]
+    parts = max(len(batches[0]) // TOGETHER, 1) if batches[0].device.type == "cpu" else 1
+    return zip(*(batch.tensor_split(parts) for batch in batches), strict=True)
 
 
 def choose(rows: Tensor, yes: Tensor, no: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from robench.runs import Run
 
 POLL_SECONDS = (0.1, 2.0)
 """Shortest and longest time between two looks at what others finish."""
-POLL_SHARE = 20
+POLL_FACTOR = 20
 """Between these bounds, the pause after a look is so many times as long as the look."""
 ARRIVAL_SECONDS = 60.0
 """So long workers that were started together are expected, though they have not come yet."""
@@ -102,7 +102,7 @@ class Share:
                 yield itertools.chain([first], drawn)
                 since = look = time.monotonic()
             shards = [shard for shard in self._held if not self._run.shard_path(shard).exists()]
-            pause = POLL_SHARE * (time.monotonic() - look)
+            pause = POLL_FACTOR * (time.monotonic() - look)
             if shards:
                 if self._crew is not None:
                     self._crew.check()

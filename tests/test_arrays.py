@@ -81,10 +81,12 @@ def test_a_batch_takes_the_memory_of_the_last_one_where_that_is_enough() -> None
 
 def test_parts_for_the_cache_are_all_rows_in_order_and_none_is_small() -> None:
     for rows in (0, 1, 15, 16, 31, 32, 47, 128, 130):
-        parts = [range(rows)[part] for part in in_cache(torch.zeros(rows, 2))]
-        assert [row for part in parts for row in part] == list(range(rows))
-        assert all(16 <= len(part) < 32 for part in parts) or (len(parts) == 1 and rows < 16)
-    assert len(in_cache(torch.zeros(128, 2, device="meta"))) == 1  # no cache to fit into
+        batch = torch.arange(rows)
+        parts = list(in_cache(batch, -batch))
+        assert torch.equal(torch.cat([part for part, _ in parts]), batch)
+        assert all(torch.equal(part, -other) for part, other in parts)
+        assert all(16 <= len(part) < 32 for part, _ in parts) or (len(parts) == 1 and rows < 16)
+    assert len(list(in_cache(torch.zeros(128, 2, device="meta")))) == 1  # no cache to fit into
 
 
 def test_pad_rows_repeats_the_last_row() -> None:

@@ -70,10 +70,12 @@ def main() -> None:
         model, images, labels = scene(Settings(name, images=arguments.images, repeats=1))
         own = Classifier(model)
         fast = quicken(own, images[:16], measures=MEASURES, gradients=True).classifier
+        inside = Inside()
+        for classifier in {id(each): each for each in (own, fast)}.values():
+            for method in ("logits", "gradient"):
+                setattr(classifier, method, inside.timing(getattr(classifier, method)))
         for attack in AutoAttack().stages():
-            inside = Inside()
-            for classifier, method in ((own, "logits"), (fast, "logits"), (fast, "gradient")):
-                setattr(classifier, method, inside.timing(getattr(type(classifier), method).__get__(classifier)))
+            inside.seconds = 0.0
             stage = Stage(replace(attack, **SETTINGS[attack.name](arguments.steps)))
             began = time.perf_counter()
             outcomes = drive(

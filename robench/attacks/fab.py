@@ -130,12 +130,10 @@ class FAB:
 
     def _walk(self, state: FABState, rows: Tensor, gap: Tensor, slope: Tensor) -> Tensor:
         """The next image of these slots."""
-        point, clean = rows_of(state.point, rows), rows_of(state.examples.images, rows)
-        parts = in_cache(slope)
-        moved = (self._nearer(point[part], clean[part], slope[part], gap[part], state.budget) for part in parts)
-        return torch.cat(list(moved))
+        parts = in_cache(rows_of(state.point, rows), rows_of(state.examples.images, rows), slope, gap)
+        return torch.cat([self._nearer(*part, budget=state.budget) for part in parts])
 
-    def _nearer(self, point: Tensor, clean: Tensor, slope: Tensor, gap: Tensor, budget: Ball) -> Tensor:
+    def _nearer(self, point: Tensor, clean: Tensor, slope: Tensor, gap: Tensor, *, budget: Ball) -> Tensor:
         """Near the boundary as it is seen from these images, and nearer to the clean ones."""
         rise = _dot(slope, point) - gap  # the plane: slope . z = rise
         near, far = (to_hyperplane(images, slope, rise, budget) for images in (point, clean))
